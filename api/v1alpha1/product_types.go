@@ -1,0 +1,101 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// FleetType says where the devices of a product are kept.
+// +kubebuilder:validation:Enum=Kubernetes
+type FleetType string
+
+const (
+	// FleetTypeKubernetes keeps devices as Device objects in the product's namespace.
+	FleetTypeKubernetes FleetType = "Kubernetes"
+)
+
+// ProductSpec describes a product.
+type ProductSpec struct {
+	// productID is the first level of the topics of this product's devices: 1 to
+	// 32 letters and digits. All products share one broker, so an ID belongs to one
+	// Product in the whole cluster: the oldest one. Immutable.
+	// +required
+	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9]{1,32}$`
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="field is immutable: create another product"
+	ProductID string `json:"productID"`
+
+	// topics are the topic names that the product's devices may subscribe to, each
+	// the part after {productID}/{deviceName}/. A PublishMessage task must use one
+	// of them. Where there are none, any legal name may be used.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:Pattern=`^[a-zA-Z0-9:_-]{1,128}$`
+	Topics []string `json:"topics,omitempty"`
+
+	// fleet says where the product's devices and their shadows are kept.
+	// +optional
+	// +kubebuilder:default={type: Kubernetes}
+	Fleet Fleet `json:"fleet,omitzero"`
+}
+
+// Fleet says where devices and their shadows are kept.
+type Fleet struct {
+	// type is Kubernetes: Device objects in the product's namespace.
+	// +optional
+	// +kubebuilder:default=Kubernetes
+	Type FleetType `json:"type,omitempty"`
+}
+
+// ProductStatus is what the operator knows of a product.
+type ProductStatus struct {
+	// observedGeneration is the metadata.generation that this status was made from.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// deviceCount is how many devices the product has, disabled ones included. It
+	// follows changes within a few seconds.
+	// +optional
+	DeviceCount int64 `json:"deviceCount"`
+
+	// conditions are Ready and Stalled: a product that is not Ready runs no task.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Product is a kind of device: what its devices' topics begin with, which topics
+// they listen to, and where they are kept.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:categories=iot
+// +kubebuilder:printcolumn:name="Product",type=string,JSONPath=`.spec.productID`
+// +kubebuilder:printcolumn:name="Fleet",type=string,JSONPath=`.spec.fleet.type`
+// +kubebuilder:printcolumn:name="Devices",type=integer,JSONPath=`.status.deviceCount`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:selectablefield:JSONPath=`.spec.productID`
+type Product struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec describes the product.
+	// +required
+	Spec ProductSpec `json:"spec"`
+
+	// status is what the operator knows of it.
+	// +optional
+	Status ProductStatus `json:"status,omitzero"`
+}
+
+// ProductList is a list of Product.
+//
+// +kubebuilder:object:root=true
+type ProductList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Product `json:"items"`
+}
