@@ -1,0 +1,130 @@
+package executor
+
+import (
+	"context"
+
+	"batchtask.dev/operator/api/v1alpha1"
+)
+
+// How a run ends. The three ways to end it before every device has its result
+// meet here:
+//
+//	expire   the deadline: what has no result has failed, named or not
+//	stop     cancelled or suspended: wait for what is on its way, then leave
+//	abandon  the object is gone or the process ends: leave at once
+//
+// Whichever comes first under the lock wins; a result that arrives later finds
+// its device settled and changes nothing.
+
+const deadlineMessage = "had no result when the task's time was over"
+
+// expire ends feeding at the deadline and gives up every device on its way.
+func (r *run) expire() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asked != OutcomeNone {
+		return
+	}
+	r.expired = true
+	r.dead.Store(true)
+	r.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
+	r.stopFeed()
+}
+
+// stop asks the run to end with outcome Cancelled or Suspended.
+func (r *run) stop(outcome Outcome) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.expired {
+		return
+	}
+	if r.asked == OutcomeNone || outcome == OutcomeCancelled {
+		r.asked = outcome
+	}
+	r.stopFeed()
+}
+
+// conclude ends the run once feeding has ended, and returns its outcome; none if
+// it was abandoned.
+func (r *run) conclude(served bool) Outcome {
+	r.mu.Lock()
+	expired, asked := r.expired, r.asked
+	r.mu.Unlock()
+	switch {
+	case served && !expired:
+		return OutcomeServed
+	case r.life.Err() != nil:
+		return OutcomeNone
+	case expired:
+		if !r.countRest() {
+			return OutcomeNone
+		}
+		return OutcomeExpired
+	case asked == OutcomeNone:
+		return OutcomeNone
+	}
+	r.drain()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.readAll && len(r.page) == 0 && r.tracker.open() == 0 {
+		return OutcomeServed // the last results came while draining
+	}
+	if r.asked == OutcomeCancelled {
+		r.tracker.close()
+	}
+	return r.asked
+}
+
+// drain waits for the results of what is on its way, but no longer than the drain
+// time-out; after it nothing more is sent and no result counts.
+func (r *run) drain() {
+	timer := r.exec.opts.Clock.NewTimer(r.exec.opts.DrainTimeout)
+	defer timer.Stop()
+	for {
+		r.mu.Lock()
+		left := r.inFlight
+		r.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		select {
+		case <-r.settled:
+			continue
+		case <-timer.C():
+		case <-r.life.Done():
+		}
+		break
+	}
+	r.dead.Store(true)
+}
+
+// countRest counts the devices that had not been reached at the deadline as
+// failed. The first few are named, the others only counted.
+func (r *run) countRest() bool {
+	r.mu.Lock()
+	// Devices that feed took in while the deadline passed.
+	r.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
+	r.mu.Unlock()
+	return r.persistIn(r.life, "counting the devices that were not reached", func(ctx context.Context) error {
+		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
+			return err
+		}
+		names, more, err := r.exec.store.Scan(ctx, r.query(r.at), MaxFailures)
+		if err != nil {
+			return err
+		}
+		var others int64
+		if more {
+			if others, err = r.exec.store.Count(ctx, r.query(names[len(names)-1])); err != nil {
+				return err
+			}
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, name := range names {
+			r.tracker.count(&tracked{name: name, result: failed, reason: v1alpha1.ReasonDeadlineExceeded, message: deadlineMessage})
+		}
+		r.tracker.failed += others
+		return nil
+	})
+}

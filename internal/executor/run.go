@@ -1,0 +1,408 @@
+package executor
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+)
+
+const (
+	// pageSize is how many names are read from the fleet at once.
+	pageSize = 512
+	// updateBatch is how many shadows are updated in one call to the store.
+	updateBatch = 256
+)
+
+// run carries one task out. One goroutine, loop, feeds: it reads names, updates
+// shadows and publishes. Results arrive from the publisher's goroutines in
+// settle. A third goroutine, pulse, watches the clock.
+type run struct {
+	exec  *Executor
+	task  Task
+	share *share
+
+	life     context.Context    //nolint:containedctx // ended by abandon
+	abandon  context.CancelFunc // drops the run at once
+	feeding  context.Context    //nolint:containedctx // ended by the deadline, stop and abandon
+	stopFeed context.CancelFunc
+
+	mu       sync.Mutex
+	tracker  *tracker
+	matched  int64
+	inFlight int     // attempts that the publisher has not settled
+	asked    Outcome // what stop asked for
+	expired  bool
+	outcome  Outcome
+	trouble  string
+	dirty    bool // there is progress nobody has been told of
+
+	dead    atomic.Bool   // nobody waits for results any more
+	settled chan struct{} // has room for one signal: there is room, or nothing is left
+
+	// Of loop alone:
+	at      string   // the last name that was given to the tracker
+	page    []string // names read and not yet given to the tracker
+	read    string   // the last name that was read
+	readAll bool     // no names come after read
+	retry   []uint64 // devices to be served again at retryAt
+	retryAt time.Time
+	backoff wait.Backoff
+}
+
+func newRun(e *Executor, task Task) *run {
+	r := &run{
+		exec: e, task: task, share: e.window.join(), matched: task.Matched,
+		tracker: newTracker(e.opts.Window, task.After, task.Succeeded, task.Failed, task.Failures),
+		settled: make(chan struct{}, 1), at: task.After, read: task.After,
+	}
+	r.resetBackoff()
+	life, cancel := context.WithCancel(e.ctx)
+	r.life = life
+	r.abandon = func() {
+		r.dead.Store(true)
+		cancel()
+	}
+	r.feeding, r.stopFeed = context.WithCancel(life)
+	return r
+}
+
+// loop is the run from beginning to end.
+func (r *run) loop() {
+	defer r.stopFeed()
+	pulsing := make(chan struct{})
+	go func() {
+		defer close(pulsing)
+		r.pulse()
+	}()
+
+	served := r.prepare() && r.feed()
+	outcome := r.conclude(served)
+
+	r.stopFeed()
+	<-pulsing
+	if outcome == OutcomeNone {
+		return // abandoned, or the process is ending
+	}
+	r.mu.Lock()
+	r.outcome = outcome
+	r.trouble = ""
+	if outcome == OutcomeServed || outcome == OutcomeExpired {
+		r.matched = r.tracker.succeeded + r.tracker.failed
+	}
+	r.mu.Unlock()
+	r.exec.notify(r.task.NamespacedName)
+}
+
+// prepare waits until the fleet store can be relied on, and counts the devices.
+func (r *run) prepare() bool {
+	return r.persist("reading the devices", func(ctx context.Context) error {
+		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
+			return err
+		}
+		if r.task.Matched > 0 || r.task.After != "" {
+			return nil // resumed: counted when it started
+		}
+		n, err := r.exec.store.Count(ctx, r.query(""))
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.matched, r.dirty = n, true
+		r.mu.Unlock()
+		return nil
+	})
+}
+
+// feed serves devices until every one has its result (true), or feeding has
+// ended (false).
+func (r *run) feed() bool {
+	for r.feeding.Err() == nil {
+		batch, done := r.next()
+		if done {
+			return true
+		}
+		if r.task.Publish != nil {
+			r.publishMessages(batch)
+		} else {
+			r.updateShadows(batch)
+		}
+	}
+	return false
+}
+
+// next returns devices that are to be served now, or true when every device has
+// its result. It waits where there is nothing to do.
+func (r *run) next() (batch []uint64, done bool) {
+	for r.feeding.Err() == nil {
+		if len(r.retry) > 0 && !r.exec.opts.Clock.Now().Before(r.retryAt) {
+			batch, r.retry = r.retry, nil
+			return batch, false
+		}
+		if len(r.page) == 0 && !r.readAll {
+			r.persist("reading the devices", r.readPage)
+			continue
+		}
+		r.mu.Lock()
+		n := min(r.tracker.room(), len(r.page), updateBatch)
+		for _, name := range r.page[:n] {
+			batch = append(batch, r.tracker.add(name))
+			r.at = name
+		}
+		done = n == 0 && len(r.page) == 0 && r.readAll && r.tracker.open() == 0
+		r.mu.Unlock()
+		r.page = r.page[n:]
+		if n > 0 || done {
+			return batch, done
+		}
+		r.waitForSettled()
+	}
+	return nil, false
+}
+
+func (r *run) readPage(ctx context.Context) error {
+	names, more, err := r.exec.store.Scan(ctx, r.query(r.read), pageSize)
+	if err != nil {
+		return err
+	}
+	r.page, r.readAll = names, !more
+	if len(names) > 0 {
+		r.read = names[len(names)-1]
+	}
+	return nil
+}
+
+// waitForSettled waits until results have made room, a retry is due, or feeding ends.
+func (r *run) waitForSettled() {
+	var due <-chan time.Time
+	if len(r.retry) > 0 {
+		timer := r.exec.opts.Clock.NewTimer(r.retryAt.Sub(r.exec.opts.Clock.Now()))
+		defer timer.Stop()
+		due = timer.C()
+	}
+	select {
+	case <-r.settled:
+	case <-due:
+	case <-r.feeding.Done():
+	}
+}
+
+// publishMessages sends the task's message to these devices.
+func (r *run) publishMessages(batch []uint64) {
+	prefix, suffix := r.task.Product.ProductID+"/", "/"+r.task.Publish.Topic
+	deliveries := make([]*delivery, len(batch))
+	r.mu.Lock()
+	for i, seq := range batch {
+		deliveries[i] = &delivery{run: r, seq: seq, topic: prefix + r.tracker.name(seq) + suffix, payload: r.task.Publish.Payload}
+	}
+	r.mu.Unlock()
+	r.publish(deliveries)
+}
+
+// updateShadows merges the task's desired state into the shadows of these devices
+// and sends each its delta. A device without a delta has succeeded at once: its
+// shadow is stored, and there is nothing to tell it.
+//
+// A crash between the store and the acknowledgement leaves a device whose shadow
+// is new and whose delta may not have been sent. The resumed task finds its own
+// UID in the shadow, leaves it as it is and sends the delta again.
+func (r *run) updateShadows(batch []uint64) {
+	names := make([]string, len(batch))
+	r.mu.Lock()
+	for i, seq := range batch {
+		names[i] = r.tracker.name(seq)
+	}
+	r.mu.Unlock()
+
+	update := fleet.DesiredUpdate{TaskUID: string(r.task.UID), Patch: r.task.Desired, Now: r.exec.opts.Clock.Now()}
+	results := r.exec.store.ApplyDesired(r.feeding, r.task.Product, update, names)
+
+	var deliveries []*delivery
+	var passing error
+	for i, res := range results {
+		switch verdict, reason, message := judge(res.Err); {
+		case verdict == pending:
+			r.retry, passing = append(r.retry, batch[i]), res.Err
+		case verdict == succeeded && len(res.Delta) > 0:
+			topic := "$shadow/operation/result/" + r.task.Product.ProductID + "/" + names[i]
+			deliveries = append(deliveries, &delivery{run: r, seq: batch[i], topic: topic, payload: res.Delta})
+		default:
+			r.settle(batch[i], verdict, reason, message)
+		}
+	}
+	if passing != nil {
+		r.retryAt = r.exec.opts.Clock.Now().Add(r.backoff.Step())
+		r.report("updating shadows", passing)
+	} else {
+		r.resetBackoff()
+		r.report("", nil)
+	}
+	r.publish(deliveries)
+}
+
+// publish sends these messages as the window allows. Those that are not sent when
+// feeding ends stay pending.
+func (r *run) publish(deliveries []*delivery) {
+	for len(deliveries) > 0 {
+		n, err := r.share.acquire(r.feeding, len(deliveries))
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		r.inFlight += n
+		r.mu.Unlock()
+		for i, d := range deliveries[:n] {
+			if err := r.exec.publisher.Publish(r.feeding, d); err != nil {
+				r.unsent(n - i)
+				return
+			}
+		}
+		deliveries = deliveries[n:]
+	}
+}
+
+// unsent gives places of the window back that no message has used.
+func (r *run) unsent(n int) {
+	r.share.release(n)
+	r.mu.Lock()
+	r.inFlight -= n
+	r.mu.Unlock()
+	r.signal()
+}
+
+// landed is called when the publisher has settled a message.
+func (r *run) landed(seq uint64, res result, reason, message string) {
+	r.share.release(1)
+	r.mu.Lock()
+	r.inFlight--
+	if res != pending && r.tracker.settle(seq, res, reason, message) {
+		r.dirty = true
+	}
+	wake := r.inFlight == 0 || r.tracker.room() >= len(r.tracker.ring)/16
+	r.mu.Unlock()
+	if wake {
+		r.signal()
+	}
+}
+
+// settle records the result of a device that needs no message.
+func (r *run) settle(seq uint64, res result, reason, message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.tracker.settle(seq, res, reason, message) {
+		r.dirty = true
+	}
+}
+
+func (r *run) signal() {
+	select {
+	case r.settled <- struct{}{}:
+	default:
+	}
+}
+
+// pulse tells of progress about once a second, and ends feeding at the deadline.
+func (r *run) pulse() {
+	clk := r.exec.opts.Clock
+	deadline := clk.NewTimer(max(r.task.Deadline.Sub(clk.Now()), 0))
+	defer deadline.Stop()
+	tick := clk.NewTicker(r.exec.opts.CheckpointInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C():
+			if r.takeNews() {
+				r.exec.notify(r.task.NamespacedName)
+			}
+		case <-deadline.C():
+			r.expire()
+		case <-r.feeding.Done():
+			return
+		}
+	}
+}
+
+func (r *run) takeNews() bool {
+	connected := r.exec.publisher.Connected()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	const lost = "there is no connection to the MQTT broker"
+	switch {
+	case !connected && r.trouble == "":
+		r.trouble, r.dirty = lost, true
+	case connected && r.trouble == lost:
+		r.trouble, r.dirty = "", true
+	}
+	news := r.dirty
+	r.dirty = false
+	return news
+}
+
+// progress is a snapshot for the reconciler.
+func (r *run) progress() Progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return Progress{
+		Cursor: r.tracker.cursor, Matched: max(r.matched, r.tracker.succeeded+r.tracker.failed),
+		Succeeded: r.tracker.succeeded, Failed: r.tracker.failed,
+		Failures: append([]v1alpha1.DeviceFailure(nil), r.tracker.failures...),
+		Outcome:  r.outcome, Trouble: r.trouble,
+	}
+}
+
+// persist calls do until it succeeds (true) or feeding ends (false).
+func (r *run) persist(doing string, do func(context.Context) error) bool {
+	return r.persistIn(r.feeding, doing, do)
+}
+
+func (r *run) persistIn(ctx context.Context, doing string, do func(context.Context) error) bool {
+	for ctx.Err() == nil {
+		err := do(ctx)
+		if err == nil {
+			r.resetBackoff()
+			r.report("", nil)
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		r.report(doing, err)
+		timer := r.exec.opts.Clock.NewTimer(r.backoff.Step())
+		select {
+		case <-timer.C():
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	return false
+}
+
+// report says what holds the run up, or with a nil error that nothing does.
+func (r *run) report(doing string, err error) {
+	trouble := ""
+	if err != nil {
+		trouble = doing + ": " + err.Error()
+		r.exec.opts.Log.Info("Task is held up, will try again", "task", r.task.NamespacedName, "trouble", trouble)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.trouble != trouble {
+		r.trouble, r.dirty = trouble, true
+	}
+}
+
+func (r *run) resetBackoff() {
+	r.backoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 50, Cap: 5 * time.Second}
+}
+
+func (r *run) query(after string) fleet.Query {
+	if after == "" {
+		after = r.task.After
+	}
+	return fleet.Query{Product: r.task.Product, Filter: r.task.Filter, After: after, Until: r.task.Until}
+}

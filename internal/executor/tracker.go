@@ -1,0 +1,117 @@
+package executor
+
+import (
+	"batchtask.dev/operator/api/v1alpha1"
+)
+
+// MaxFailures is how many failed devices a task remembers by name.
+const MaxFailures = 20
+
+// result is what became of one device.
+type result uint8
+
+const (
+	pending result = iota
+	succeeded
+	failed
+	gone // the device no longer exists; it is in no count
+)
+
+// tracker holds the devices that have been read from the fleet and are not yet
+// counted, in the order of their names. Its watermark is the last name before
+// which every device has its result; only devices up to it are counted. So a
+// checkpoint of cursor and counts is exact, whatever happens after it: a
+// restarted task begins behind the cursor, and serves again at most the devices
+// that the tracker held, which are no more than its size.
+//
+// A device has a sequence number. The tracker is not safe for concurrent use.
+type tracker struct {
+	ring []tracked // the device with number n is at n mod len(ring)
+	head uint64    // number of the first device that is not counted
+	tail uint64    // number of the next device to be added
+
+	cursor    string
+	succeeded int64
+	failed    int64
+	failures  []v1alpha1.DeviceFailure
+}
+
+type tracked struct {
+	name    string
+	result  result
+	reason  string
+	message string
+}
+
+func newTracker(size int, cursor string, succeeded, failed int64, failures []v1alpha1.DeviceFailure) *tracker {
+	return &tracker{
+		ring: make([]tracked, size), cursor: cursor, succeeded: succeeded, failed: failed,
+		failures: append([]v1alpha1.DeviceFailure(nil), failures...),
+	}
+}
+
+// room is how many devices can be added.
+func (t *tracker) room() int { return len(t.ring) - int(t.tail-t.head) } //nolint:gosec // at most len(ring)
+
+// open is how many devices have been added and not counted.
+func (t *tracker) open() int { return int(t.tail - t.head) } //nolint:gosec // at most len(ring)
+
+// add takes a device in and returns its number. There must be room.
+func (t *tracker) add(name string) uint64 {
+	seq := t.tail
+	t.ring[seq%uint64(len(t.ring))] = tracked{name: name}
+	t.tail++
+	return seq
+}
+
+// name returns the name of a device that has no result yet.
+func (t *tracker) name(seq uint64) string { return t.ring[seq%uint64(len(t.ring))].name }
+
+// settle records the result of a device and moves the watermark. It reports
+// whether the device had none before; a second result changes nothing.
+func (t *tracker) settle(seq uint64, r result, reason, message string) bool {
+	if seq < t.head || seq >= t.tail {
+		return false
+	}
+	device := &t.ring[seq%uint64(len(t.ring))]
+	if device.result != pending {
+		return false
+	}
+	device.result, device.reason, device.message = r, reason, message
+	for t.head < t.tail && t.ring[t.head%uint64(len(t.ring))].result != pending {
+		t.count(&t.ring[t.head%uint64(len(t.ring))])
+		t.head++
+	}
+	return true
+}
+
+// settleRest gives every device that has no result this one.
+func (t *tracker) settleRest(r result, reason, message string) {
+	for seq := t.head; seq < t.tail; seq++ {
+		t.settle(seq, r, reason, message)
+	}
+}
+
+// close counts what has a result above the watermark as well, and forgets the
+// rest. After it the cursor means nothing: it is for tasks that will not go on.
+func (t *tracker) close() {
+	for ; t.head < t.tail; t.head++ {
+		if device := &t.ring[t.head%uint64(len(t.ring))]; device.result != pending {
+			t.count(device)
+		}
+	}
+}
+
+func (t *tracker) count(device *tracked) {
+	t.cursor = device.name
+	switch device.result {
+	case succeeded:
+		t.succeeded++
+	case failed:
+		t.failed++
+		if len(t.failures) < MaxFailures {
+			t.failures = append(t.failures, v1alpha1.DeviceFailure{DeviceName: device.name, Reason: device.reason, Message: device.message})
+		}
+	case gone, pending:
+	}
+}

@@ -1,0 +1,63 @@
+// Package product holds which Product a product ID belongs to.
+//
+// A product ID is the first level of its devices' topics, and all namespaces
+// share the broker: two namespaces with one ID would reach each other's devices.
+// So an ID belongs to one Product in the cluster, the oldest.
+package product
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+)
+
+// FieldProductID is the selectable field, and the cache index, of the product ID
+// of Products, Devices and BatchTasks.
+const FieldProductID = "spec.productID"
+
+// Owner returns the product that the ID of all these products belongs to: the
+// oldest that is not being deleted, of several of one second the one with the
+// smallest UID. It returns nil if there is none.
+func Owner(products []v1alpha1.Product) *v1alpha1.Product {
+	var owner *v1alpha1.Product
+	for i := range products {
+		p := &products[i]
+		if p.DeletionTimestamp.IsZero() && (owner == nil || older(p, owner)) {
+			owner = p
+		}
+	}
+	return owner
+}
+
+// Ready reports whether tasks may run on the product.
+func Ready(p *v1alpha1.Product) bool {
+	return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady)
+}
+
+// Finder finds the product of a task.
+type Finder struct {
+	Reader client.Reader
+}
+
+// Lookup returns the namespace's product with this ID: one that is Ready before
+// one that is not, then the oldest. It returns nil if there is none.
+func (f Finder) Lookup(ctx context.Context, namespace, productID string) (*v1alpha1.Product, error) {
+	var list v1alpha1.ProductList
+	if err := f.Reader.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{FieldProductID: productID}); err != nil {
+		return nil, fmt.Errorf("list products with ID %q in namespace %q: %w", productID, namespace, err)
+	}
+	if ready := slices.IndexFunc(list.Items, func(p v1alpha1.Product) bool { return Ready(&p) }); ready >= 0 {
+		return &list.Items[ready], nil
+	}
+	return Owner(list.Items), nil
+}
+
+func older(a, b *v1alpha1.Product) bool {
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID)) < 0
+}

@@ -1,0 +1,254 @@
+// Package quota keeps the ledger of slots: which tasks of a namespace are active,
+// and that they are never more than its TaskQuota allows.
+//
+// Counting objects would race: caches are stale and webhooks have replicas. So a
+// task is active exactly as long as its UID holds a slot in the one TaskQuota
+// object of its namespace, and every change of the ledger is an update that
+// carries the resourceVersion of a live read. Two writers that read the same
+// state cannot both succeed, and the API server refuses a slot too many by a
+// rule of the schema.
+//
+//	Reserve  the webhook, before the object exists; the slot is not bound
+//	Bind     the reconciler, before any phase or work: binds the slot, or takes
+//	         a free one for a task that was created past the webhook
+//	Release  the reconciler, after the terminal status is written
+//	Reap     the TaskQuota reconciler: slots of tasks that never came, are gone
+//	         or have finished
+//
+// A reservation whose create is lost (refused by a later webhook, the caller gone)
+// is not bound and is reaped after a grace time. If its object does arrive after
+// that, Bind finds no slot: it takes a free one or the task fails. Reap and Bind
+// cannot both win, because they update the same object.
+package quota
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+)
+
+// DefaultGrace is how long a slot is kept whose task has not appeared.
+const DefaultGrace = 15 * time.Second
+
+// Ledger changes the ledgers of all namespaces.
+type Ledger struct {
+	live   client.Reader // reads past every cache
+	writer client.Client
+	clock  clock.PassiveClock
+
+	mu     sync.Mutex
+	queues map[string]chan struct{} // one place for each namespace: its holder may write
+}
+
+// NewLedger returns a ledger. live must not read from a cache.
+func NewLedger(live client.Reader, writer client.Client, clk clock.PassiveClock) *Ledger {
+	return &Ledger{live: live, writer: writer, clock: clk, queues: map[string]chan struct{}{}}
+}
+
+// Reserve takes a slot for a task that is being created. It returns a
+// *LimitError when none is free.
+func (l *Ledger) Reserve(ctx context.Context, task Holder) error {
+	return l.change(ctx, task.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
+		return take(q, task, false, l.now())
+	})
+}
+
+// Bind makes sure that an existing task holds a slot: the one that was reserved,
+// or else a free one. It returns a *LimitError when there is neither.
+func (l *Ledger) Bind(ctx context.Context, task Holder) error {
+	return l.change(ctx, task.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
+		return take(q, task, true, l.now())
+	})
+}
+
+// Check returns a *LimitError when no slot is free, and takes none: for dry runs.
+func (l *Ledger) Check(ctx context.Context, namespace string) error {
+	quota, err := l.read(ctx, namespace)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read TaskQuota of namespace %q: %w", namespace, err)
+	}
+	return checkFree(quota)
+}
+
+// Release frees the slots of these tasks, if they hold any.
+func (l *Ledger) Release(ctx context.Context, namespace string, uids ...types.UID) error {
+	return l.change(ctx, namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
+		return drop(q, uids...), nil
+	})
+}
+
+// Ensure makes the namespace's TaskQuota where it is missing, with every task in
+// it that is active already.
+func (l *Ledger) Ensure(ctx context.Context, namespace string) error {
+	return l.change(ctx, namespace, func(*v1alpha1.TaskQuota) (bool, error) { return false, nil })
+}
+
+// Reap frees the slots that nobody needs any more: of tasks that are gone or have
+// finished, and unbound ones whose task has not appeared within the grace time.
+// working reports whether a deleted task is still being worked on; its slot stays
+// until it is not. Reap returns when the next unbound slot runs out of grace; 0
+// if there is none.
+func (l *Ledger) Reap(ctx context.Context, quota *v1alpha1.TaskQuota, grace time.Duration, working func(types.UID) bool) (next time.Duration, err error) {
+	var stale []types.UID
+	for _, slot := range quota.Status.Slots {
+		idle, retry, err := l.idle(ctx, quota.Namespace, slot, grace, working)
+		if err != nil {
+			return 0, err
+		}
+		if idle {
+			stale = append(stale, slot.UID)
+		}
+		if retry > 0 && (next == 0 || retry < next) {
+			next = retry
+		}
+	}
+	if len(stale) == 0 {
+		return next, nil
+	}
+	return next, l.change(ctx, quota.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
+		// A slot that has been bound since was found idle before: it is not. Its
+		// task is looked at again when the change is seen.
+		for _, slot := range quota.Status.Slots {
+			if now := find(q, slot.UID); now != nil && now.Bound != slot.Bound {
+				return false, nil
+			}
+		}
+		return drop(q, stale...), nil
+	})
+}
+
+// idle reports whether a slot can be freed, by a live read of its task, and else
+// after what time to look again (0: when something changes).
+func (l *Ledger) idle(ctx context.Context, namespace string, slot v1alpha1.TaskSlot, grace time.Duration, working func(types.UID) bool) (bool, time.Duration, error) {
+	var task v1alpha1.BatchTask
+	err := l.live.Get(ctx, types.NamespacedName{Namespace: namespace, Name: slot.Name}, &task)
+	switch {
+	case client.IgnoreNotFound(err) != nil:
+		return false, 0, fmt.Errorf("read task %s/%s, which holds a slot: %w", namespace, slot.Name, err)
+	case err == nil && task.UID == slot.UID:
+		return task.Status.Phase.Finished(), 0, nil
+	case slot.Bound:
+		if working(slot.UID) {
+			return false, time.Second, nil
+		}
+		return true, 0, nil
+	default:
+		left := slot.ReservedAt.Add(grace).Sub(l.clock.Now())
+		return left <= 0, max(left, 0), nil
+	}
+}
+
+// change reads the namespace's ledger live, applies mutate, and writes it if
+// mutate says that it changed anything; on a conflict it begins again. Changes of
+// one namespace queue up within this process, so that a burst of creates does not
+// spend its time on conflicts with itself.
+func (l *Ledger) change(ctx context.Context, namespace string, mutate func(*v1alpha1.TaskQuota) (bool, error)) error {
+	leave, err := l.enter(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	defer leave()
+
+	backoff := wait.Backoff{Duration: 2 * time.Millisecond, Factor: 1.5, Jitter: 1, Steps: 20, Cap: 200 * time.Millisecond}
+	for {
+		err := l.attempt(ctx, namespace, mutate)
+		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		select {
+		case <-l.after(backoff.Step()):
+		case <-ctx.Done():
+			return fmt.Errorf("change TaskQuota of namespace %q: %w (last: %w)", namespace, ctx.Err(), err)
+		}
+	}
+}
+
+func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1alpha1.TaskQuota) (bool, error)) error {
+	quota, err := l.read(ctx, namespace)
+	if apierrors.IsNotFound(err) {
+		quota = &v1alpha1.TaskQuota{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName},
+			Spec:       v1alpha1.TaskQuotaSpec{MaxActiveTasks: v1alpha1.DefaultMaxActiveTasks},
+		}
+		if err := l.writer.Create(ctx, quota); err != nil {
+			return fmt.Errorf("create TaskQuota of namespace %q: %w", namespace, err)
+		}
+	} else if err != nil {
+		return fmt.Errorf("read TaskQuota of namespace %q: %w", namespace, err)
+	}
+	opened, err := l.open(ctx, quota)
+	if err != nil {
+		return err
+	}
+	changed, refused := mutate(quota)
+	if !changed && !opened {
+		return refused
+	}
+	if err := l.writer.Status().Update(ctx, quota); err != nil {
+		return fmt.Errorf("write TaskQuota of namespace %q: %w", namespace, err)
+	}
+	return refused
+}
+
+// open fills a new ledger with the tasks that are active already, oldest first,
+// before its first slot is given away: the TaskQuota may have been deleted, or be
+// applied by a user to a namespace that has tasks. It is part of the same update
+// as the first change, so nobody ever sees a new ledger that is merely empty.
+func (l *Ledger) open(ctx context.Context, quota *v1alpha1.TaskQuota) (opened bool, err error) {
+	if quota.Status.Opened {
+		return false, nil
+	}
+	var tasks v1alpha1.BatchTaskList
+	if err := l.live.List(ctx, &tasks, client.InNamespace(quota.Namespace)); err != nil {
+		return false, fmt.Errorf("list tasks of namespace %q: %w", quota.Namespace, err)
+	}
+	quota.Status.Opened = true
+	active := activeByAge(tasks.Items)
+	for _, task := range active {
+		if _, err := take(quota, Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name}, true, l.now()); err != nil {
+			break // the limit was lowered meanwhile; the gate decides about the rest
+		}
+	}
+	return true, nil
+}
+
+func (l *Ledger) read(ctx context.Context, namespace string) (*v1alpha1.TaskQuota, error) {
+	var quota v1alpha1.TaskQuota
+	err := l.live.Get(ctx, types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, &quota)
+	return &quota, err
+}
+
+// enter waits until no other change of this namespace is under way in this process.
+func (l *Ledger) enter(ctx context.Context, namespace string) (leave func(), err error) {
+	l.mu.Lock()
+	queue, ok := l.queues[namespace]
+	if !ok {
+		queue = make(chan struct{}, 1)
+		l.queues[namespace] = queue
+	}
+	l.mu.Unlock()
+	select {
+	case queue <- struct{}{}:
+		return func() { <-queue }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for other changes to TaskQuota of namespace %q: %w", namespace, ctx.Err())
+	}
+}
+
+func (l *Ledger) now() metav1.Time { return metav1.NewTime(l.clock.Now()) }
+
+// after is real time whatever the clock: it spaces network calls.
+func (l *Ledger) after(d time.Duration) <-chan time.Time { return time.After(d) }
