@@ -1,0 +1,370 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/executor"
+	"batchtask.dev/operator/internal/product"
+	"batchtask.dev/operator/internal/quota"
+	"batchtask.dev/operator/internal/schedule"
+	"batchtask.dev/operator/internal/taskid"
+	"batchtask.dev/operator/internal/validation"
+)
+
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=batchtasks,verbs=get;list;watch;patch;delete
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=batchtasks/status,verbs=patch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// Executor carries tasks out.
+type Executor interface {
+	Ensure(task executor.Task)
+	Progress(name types.NamespacedName, uid types.UID) (executor.Progress, bool)
+	Cancel(name types.NamespacedName, uid types.UID)
+	Suspend(name types.NamespacedName, uid types.UID)
+	Forget(name types.NamespacedName)
+	Working(uid types.UID) bool
+}
+
+// Gate gives slots to tasks that have none, and takes them back.
+type Gate interface {
+	Bind(ctx context.Context, task quota.Holder) error
+	Release(ctx context.Context, namespace string, uids ...types.UID) error
+}
+
+// BatchTaskReconciler drives each BatchTask from Waiting to a finished phase, and
+// deletes it when its time is over. It is the only writer of their status.
+type BatchTaskReconciler struct {
+	Client   client.Client
+	Live     client.Reader // reads past every cache
+	Gate     Gate
+	Executor Executor
+	Clock    clock.PassiveClock
+	Recorder events.EventRecorder
+	Metrics  *Metrics
+	// Wake is where the executor tells of progress.
+	Wake *Wakeups
+
+	admitted admitted
+}
+
+// Reconcile takes a task one step further.
+func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	task := &v1alpha1.BatchTask{}
+	if err := r.Client.Get(ctx, req.NamespacedName, task); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.forget(req.NamespacedName)
+		}
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if !task.DeletionTimestamp.IsZero() {
+		r.forget(req.NamespacedName) // its slot is freed when it is gone
+		return reconcile.Result{}, nil
+	}
+	if task.Status.Phase.Finished() {
+		return r.reconcileFinished(ctx, task)
+	}
+
+	seen, err := r.observe(ctx, task)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if task.Status.Phase.Finished() {
+		return reconcile.Result{}, nil // the live read showed it; the cache will follow
+	}
+	next := decide(task, seen)
+	if err := r.write(ctx, task, next); err != nil {
+		return retryConflict(err)
+	}
+	if err := r.act(task, next.action); err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{RequeueAfter: next.wakeAfter}, nil
+}
+
+// observe gathers what the next step depends on. The first time this process sees
+// a task that has not finished, it passes the gate: task is read again, live, so
+// that nothing begins on a stale cache, and its slot is bound.
+func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchTask) (observation, error) {
+	seen := observation{now: r.Clock.Now(), invalid: validation.Spec(&task.Spec)}
+	if len(seen.invalid) == 0 && !r.admitted.has(task.UID) {
+		noSlot, err := r.pass(ctx, task)
+		if err != nil {
+			return seen, err
+		}
+		seen.noSlot = noSlot
+	}
+	if seen.taskID = task.Labels[v1alpha1.LabelTaskID]; !taskid.Valid(seen.taskID) {
+		seen.taskID = taskid.New(seen.now)
+	}
+	var err error
+	if seen.product, err = r.observeProduct(ctx, task); err != nil {
+		return seen, err
+	}
+	if progress, ok := r.Executor.Progress(client.ObjectKeyFromObject(task), task.UID); ok {
+		seen.progress = &progress
+	}
+	return seen, nil
+}
+
+// pass reads the task live and binds its slot. It returns a *quota.LimitError as
+// noSlot when the task has none and can get none.
+func (r *BatchTaskReconciler) pass(ctx context.Context, task *v1alpha1.BatchTask) (noSlot, err error) {
+	uid := task.UID
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(task), task); err != nil {
+		return nil, fmt.Errorf("read task live: %w", err)
+	}
+	if task.UID != uid || task.Status.Phase.Finished() {
+		return nil, nil
+	}
+	err = r.Gate.Bind(ctx, quota.Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name})
+	var limit *quota.LimitError
+	switch {
+	case errors.As(err, &limit):
+		return limit, nil
+	case err != nil:
+		return nil, fmt.Errorf("bind slot: %w", err)
+	}
+	r.admitted.add(client.ObjectKeyFromObject(task), task.UID)
+	return nil, nil
+}
+
+func (r *BatchTaskReconciler) observeProduct(ctx context.Context, task *v1alpha1.BatchTask) (productCondition, error) {
+	found, err := product.Finder{Reader: r.Client}.Lookup(ctx, task.Namespace, task.Spec.ProductID)
+	if err == nil && found == nil { // that it is gone must not rest on a stale cache
+		found, err = product.Finder{Reader: r.Live}.Lookup(ctx, task.Namespace, task.Spec.ProductID)
+	}
+	switch {
+	case err != nil:
+		return productCondition{}, err
+	case found == nil:
+		return productCondition{message: fmt.Sprintf("the namespace has no Product with ID %q", task.Spec.ProductID)}, nil
+	case !product.Ready(found):
+		return productCondition{exists: true, message: fmt.Sprintf("Product %q is not Ready", found.Name)}, nil
+	}
+	return productCondition{exists: true, ready: true}, nil
+}
+
+// write patches the status if it has changed, and records the event and counts
+// devices once that has succeeded. The patch carries the resourceVersion, so a
+// step that was decided on an old state is refused and decided again.
+func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTask, next decision) error {
+	if equality.Semantic.DeepEqual(task.Status, next.status) {
+		return nil
+	}
+	before := task.DeepCopy()
+	task.Status = next.status
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	if err := r.Client.Status().Patch(ctx, task, patch); err != nil {
+		task.Status = before.Status
+		return fmt.Errorf("write status: %w", err)
+	}
+	r.Metrics.observeStatus(before, task, r.Clock.Now())
+	if next.event == "" {
+		return nil
+	}
+	eventType := corev1.EventTypeNormal
+	if next.warning {
+		eventType = corev1.EventTypeWarning
+	}
+	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", cutMessage(readyMessage(task), maxEventNote))
+	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", next.event,
+		"matched", task.Status.Devices.Matched, "succeeded", task.Status.Devices.Succeeded, "failed", task.Status.Devices.Failed)
+	return nil
+}
+
+// act carries out what was decided, once it has been written.
+func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action) error {
+	name := client.ObjectKeyFromObject(task)
+	switch what {
+	case actStart:
+		run, err := executor.FromObject(task)
+		if err != nil {
+			return fmt.Errorf("start task: %w", err)
+		}
+		r.Executor.Ensure(run)
+	case actCancel:
+		r.Executor.Cancel(name, task.UID)
+	case actSuspend:
+		r.Executor.Suspend(name, task.UID)
+	case actForget:
+		r.Executor.Forget(name)
+	case actNothing:
+	}
+	return nil
+}
+
+// reconcileFinished frees the slot of a finished task and deletes the task when
+// its time is over. The terminal status was written before: a slot is never free
+// while its task is active.
+func (r *BatchTaskReconciler) reconcileFinished(ctx context.Context, task *v1alpha1.BatchTask) (reconcile.Result, error) {
+	r.Executor.Forget(client.ObjectKeyFromObject(task))
+	if err := r.release(ctx, task); err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.observeGeneration(ctx, task); err != nil {
+		return retryConflict(err)
+	}
+	completed := task.CreationTimestamp
+	if task.Status.CompletionTime != nil {
+		completed = *task.Status.CompletionTime
+	}
+	left := schedule.Expiry(completed.Time, task.Spec.TTLSecondsAfterFinished).Sub(r.Clock.Now())
+	if left > 0 {
+		return reconcile.Result{RequeueAfter: left}, nil
+	}
+	logf.FromContext(ctx).Info("Deleting task, its ttlSecondsAfterFinished has passed")
+	return retryConflict(r.Client.Delete(ctx, task, client.Preconditions{UID: &task.UID, ResourceVersion: &task.ResourceVersion}))
+}
+
+// release frees the task's slot. A task that this process has admitted surely had
+// one; of others the cached ledger tells, and what it misses the reaper finds.
+func (r *BatchTaskReconciler) release(ctx context.Context, task *v1alpha1.BatchTask) error {
+	if !r.admitted.has(task.UID) {
+		var ledger v1alpha1.TaskQuota
+		err := r.Client.Get(ctx, types.NamespacedName{Namespace: task.Namespace, Name: v1alpha1.TaskQuotaName}, &ledger)
+		if err != nil || !holdsSlot(&ledger, task.UID) {
+			return client.IgnoreNotFound(err)
+		}
+	}
+	if err := r.Gate.Release(ctx, task.Namespace, task.UID); err != nil {
+		return fmt.Errorf("release slot: %w", err)
+	}
+	r.admitted.remove(client.ObjectKeyFromObject(task))
+	return nil
+}
+
+// observeGeneration keeps observedGeneration up with a finished task whose cancel
+// or ttlSecondsAfterFinished was changed: else kstatus would wait for ever.
+func (r *BatchTaskReconciler) observeGeneration(ctx context.Context, task *v1alpha1.BatchTask) error {
+	if task.Status.ObservedGeneration == task.Generation {
+		return nil
+	}
+	next := decision{status: *task.Status.DeepCopy()}
+	next.status.ObservedGeneration = task.Generation
+	for i := range next.status.Conditions {
+		next.status.Conditions[i].ObservedGeneration = task.Generation
+	}
+	return r.write(ctx, task, next)
+}
+
+func (r *BatchTaskReconciler) forget(name types.NamespacedName) {
+	r.Executor.Forget(name)
+	r.admitted.remove(name)
+}
+
+// SetupWithManager registers the reconciler. The cache must have the index of
+// FieldProductID on BatchTasks and Products.
+func (r *BatchTaskReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.BatchTask{}).
+		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.tasksOfProduct), builder.WithPredicates(readyChanged)).
+		WatchesRawSource(source.Func(r.Wake.start)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 16}).
+		Complete(r)
+}
+
+// tasksOfProduct wakes the tasks that are held up, or are to be, when a product
+// changes.
+func (r *BatchTaskReconciler) tasksOfProduct(ctx context.Context, obj client.Object) []reconcile.Request {
+	changed, ok := obj.(*v1alpha1.Product)
+	if !ok {
+		return nil
+	}
+	var tasks v1alpha1.BatchTaskList
+	if err := r.Client.List(ctx, &tasks, client.InNamespace(changed.Namespace),
+		client.MatchingFields{product.FieldProductID: changed.Spec.ProductID}); err != nil {
+		logf.FromContext(ctx).Error(err, "Cannot list the tasks of a product that has changed")
+		return nil
+	}
+	var requests []reconcile.Request
+	for i := range tasks.Items {
+		if !tasks.Items[i].Status.Phase.Finished() {
+			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&tasks.Items[i])})
+		}
+	}
+	return requests
+}
+
+var readyChanged = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, after := e.ObjectOld.(*v1alpha1.Product), e.ObjectNew.(*v1alpha1.Product) //nolint:forcetypeassert // watched as such
+		return product.Ready(before) != product.Ready(after)
+	},
+}
+
+// admitted remembers which tasks have passed the gate in this process.
+type admitted struct {
+	mu    sync.Mutex
+	byKey map[types.NamespacedName]types.UID
+	uids  map[types.UID]struct{}
+}
+
+func (a *admitted) has(uid types.UID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.uids[uid]
+	return ok
+}
+
+func (a *admitted) add(name types.NamespacedName, uid types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.uids == nil {
+		a.byKey, a.uids = map[types.NamespacedName]types.UID{}, map[types.UID]struct{}{}
+	}
+	delete(a.uids, a.byKey[name])
+	a.byKey[name], a.uids[uid] = uid, struct{}{}
+}
+
+func (a *admitted) remove(name types.NamespacedName) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.uids, a.byKey[name])
+	delete(a.byKey, name)
+}
+
+// Wakeups carries the executor's news to the reconciler's queue.
+type Wakeups struct {
+	mu    sync.Mutex
+	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
+}
+
+// Wake puts a task into the queue. Before the controller has started there is
+// none, and no run either.
+func (w *Wakeups) Wake(name types.NamespacedName) {
+	w.mu.Lock()
+	queue := w.queue
+	w.mu.Unlock()
+	if queue != nil {
+		queue.Add(reconcile.Request{NamespacedName: name})
+	}
+}
+
+func (w *Wakeups) start(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.queue = queue
+	return nil
+}

@@ -1,0 +1,200 @@
+package controllers
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/executor"
+	"batchtask.dev/operator/internal/schedule"
+)
+
+// observation is all that the next step of a task depends on.
+type observation struct {
+	now     time.Time
+	taskID  string           // the ID for a task that has none
+	invalid field.ErrorList  // what is wrong with the spec
+	noSlot  error            // a *quota.LimitError when the task holds no slot
+	product productCondition // of the task's product
+	// progress is nil when the task has no run.
+	progress *executor.Progress
+}
+
+// productCondition says whether tasks may run on a product.
+type productCondition struct {
+	exists  bool
+	ready   bool
+	message string // why it is not ready
+}
+
+// action is what is to be done once the status has been written.
+type action string
+
+const (
+	actNothing action = ""
+	actStart   action = "start"   // see that the task has a run
+	actCancel  action = "cancel"  // end the run for good
+	actSuspend action = "suspend" // end the run so that it can go on
+	actForget  action = "forget"  // drop the run
+)
+
+// decision is the next step of a task.
+type decision struct {
+	status v1alpha1.BatchTaskStatus
+	action action
+	// event is the reason of the event to record; "" for none. Its message is that
+	// of the Ready condition.
+	event   string
+	warning bool
+	// wakeAfter is when to look again if nothing happens before; 0 for never.
+	wakeAfter time.Duration
+}
+
+// decide is the life of a task, one step at a time. It is pure: the same task and
+// observation always lead to the same decision.
+func decide(task *v1alpha1.BatchTask, seen observation) decision {
+	d := decision{status: *task.Status.DeepCopy()}
+	d.status.ObservedGeneration = task.Generation
+	switch {
+	case len(seen.invalid) > 0:
+		return d.fail(task, seen, v1alpha1.ReasonInvalidSpec, retCodeInvalid, seen.invalid.ToAggregate().Error())
+	case seen.noSlot != nil:
+		return d.fail(task, seen, v1alpha1.ReasonQuotaExceeded, retCodeQuota, "no slot is free: "+seen.noSlot.Error())
+	case task.Status.Phase == "":
+		return d.wait(task, seen)
+	case task.Status.Phase == v1alpha1.TaskPhaseWaiting:
+		return d.fromWaiting(task, seen)
+	default:
+		return d.fromProcessing(task, seen)
+	}
+}
+
+// wait is the first step: the task is Waiting, even if its time has come.
+func (d decision) wait(task *v1alpha1.BatchTask, seen observation) decision {
+	start := metav1.NewTime(schedule.Start(task.CreationTimestamp.Time, task.Spec.ScheduleTimeInSeconds))
+	d.status.Phase = v1alpha1.TaskPhaseWaiting
+	d.status.TaskID = seen.taskID
+	d.status.ScheduleTime = &start
+	d.event = v1alpha1.ReasonScheduled
+	d.setInProgress(task, seen, v1alpha1.ReasonScheduled, "Starts at "+start.UTC().Format(time.RFC3339))
+	d.wakeAfter = max(start.Sub(seen.now), time.Nanosecond)
+	return d
+}
+
+func (d decision) fromWaiting(task *v1alpha1.BatchTask, seen observation) decision {
+	start := schedule.Start(task.CreationTimestamp.Time, task.Spec.ScheduleTimeInSeconds)
+	switch {
+	case task.Spec.Cancel:
+		return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, "Cancelled before it started")
+	case seen.now.Before(start):
+		d.setInProgress(task, seen, v1alpha1.ReasonScheduled, "Starts at "+start.UTC().Format(time.RFC3339))
+		d.wakeAfter = start.Sub(seen.now)
+		return d
+	case !seen.product.exists:
+		return d.fail(task, seen, v1alpha1.ReasonProductNotFound, retCodeProduct,
+			fmt.Sprintf("spec.productID: the namespace has no Product with ID %q any more", task.Spec.ProductID))
+	}
+	now := metav1.NewTime(seen.now)
+	deadline := metav1.NewTime(schedule.Deadline(seen.now, task.Spec.MaxExecutionTimeInSeconds))
+	d.status.Phase = v1alpha1.TaskPhaseProcessing
+	d.status.StartTime, d.status.Deadline = &now, &deadline
+	d.event = v1alpha1.ReasonStarted
+	d.setInProgress(task, seen, v1alpha1.ReasonStarted, "Serving the devices until "+deadline.UTC().Format(time.RFC3339)+" at the latest")
+	return d.run(task, seen)
+}
+
+func (d decision) fromProcessing(task *v1alpha1.BatchTask, seen observation) decision {
+	if d.status.Deadline == nil { // the status was written by somebody else
+		deadline := metav1.NewTime(schedule.Deadline(seen.now, task.Spec.MaxExecutionTimeInSeconds))
+		d.status.Deadline = &deadline
+	}
+	if seen.progress == nil {
+		if task.Spec.Cancel {
+			return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, "Cancelled while it was processing")
+		}
+		return d.run(task, seen)
+	}
+	d.takeProgress(*seen.progress)
+	switch seen.progress.Outcome {
+	case executor.OutcomeServed, executor.OutcomeExpired:
+		return d.conclude(task, seen)
+	case executor.OutcomeCancelled:
+		return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, "Cancelled while it was processing")
+	case executor.OutcomeSuspended:
+		// The last checkpoint is in this status; the next pass starts a new run.
+		d.action = actForget
+		d.wakeAfter = time.Nanosecond
+		return d
+	case executor.OutcomeNone:
+	}
+	if task.Spec.Cancel {
+		d.action = actCancel
+		return d
+	}
+	return d.run(task, seen)
+}
+
+// run sees that the task has a run if its product lets it. After the deadline
+// nothing is sent any more and a run only counts, so it needs no product.
+func (d decision) run(task *v1alpha1.BatchTask, seen observation) decision {
+	left := schedule.End(d.status.Deadline.Time).Sub(seen.now)
+	if !seen.product.ready && left > 0 {
+		d.setInProgress(task, seen, v1alpha1.ReasonProductNotReady, "Held up: "+seen.product.message)
+		d.wakeAfter = left
+		if seen.progress != nil {
+			d.action = actSuspend
+		}
+		return d
+	}
+	message := "Serving the devices until " + d.status.Deadline.UTC().Format(time.RFC3339) + " at the latest"
+	if seen.progress != nil && seen.progress.Trouble != "" {
+		message = "Held up: " + seen.progress.Trouble
+	}
+	d.setInProgress(task, seen, v1alpha1.ReasonStarted, message)
+	d.action = actStart
+	return d
+}
+
+// conclude decides on results whether the task is Done or Failed.
+func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision {
+	devices := d.status.Devices
+	switch {
+	case devices.Failed > 0 && seen.progress.Outcome == executor.OutcomeExpired:
+		return d.fail(task, seen, v1alpha1.ReasonDeadlineExceeded, retCodeDevices,
+			fmt.Sprintf("%d of %d devices failed or had no result when the time was over", devices.Failed, devices.Matched))
+	case devices.Failed > 0:
+		return d.fail(task, seen, v1alpha1.ReasonDevicesFailed, retCodeDevices,
+			fmt.Sprintf("%d of %d devices failed, see status.failures", devices.Failed, devices.Matched))
+	case devices.Matched == 0:
+		d.warning = true
+		d.status.Percent = 100
+		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonNoDeviceMatched, "No device matches spec.deviceNameFilter")
+	default:
+		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonCompleted,
+			fmt.Sprintf("All %d devices have succeeded", devices.Matched))
+	}
+}
+
+func (d decision) fail(task *v1alpha1.BatchTask, seen observation, reason string, retCode int32, message string) decision {
+	d.status.RetCode = retCode
+	d.status.ErrMsg = cutMessage(message, maxErrMsg)
+	d.warning = true
+	return d.finish(task, seen, v1alpha1.TaskPhaseFailed, reason, message)
+}
+
+func (d decision) finish(task *v1alpha1.BatchTask, seen observation, phase v1alpha1.TaskPhase, reason, message string) decision {
+	now := metav1.NewTime(seen.now)
+	d.status.Phase = phase
+	d.status.CompletionTime = &now
+	d.status.Checkpoint = nil
+	if d.status.TaskID == "" {
+		d.status.TaskID = seen.taskID
+	}
+	d.event = reason
+	d.action = actForget
+	d.setFinished(task, seen, reason, message)
+	return d
+}

@@ -1,0 +1,117 @@
+package controllers
+
+import (
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/executor"
+)
+
+// Values of status.retCode: the module codes of CreateTask where one fits.
+const (
+	retCodeDevices int32 = 1     // devices failed
+	retCodeInvalid int32 = 10002 // a parameter has an illegal value
+	retCodeProduct int32 = 10004 // the product does not exist
+	retCodeQuota   int32 = 10005 // too many waiting and processing tasks
+)
+
+// Longest texts, in characters.
+const (
+	maxErrMsg           = 1024 // of status.errMsg, as its schema says
+	maxConditionMessage = 1024
+	maxEventNote        = 1024 // as the events API says
+)
+
+// takeProgress copies what a run has counted.
+func (d *decision) takeProgress(p executor.Progress) {
+	d.status.Devices = v1alpha1.DeviceCounts{Matched: p.Matched, Succeeded: p.Succeeded, Failed: p.Failed}
+	d.status.Percent = percent(p.Succeeded, p.Matched)
+	d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor}
+	d.status.Failures = p.Failures
+}
+
+// percent is part/whole in whole percent, rounded down; 0 of 0 is 0.
+func percent(part, whole int64) int32 {
+	if whole == 0 {
+		return 0
+	}
+	return int32(part * 100 / whole) //nolint:gosec // 0 to 100
+}
+
+// setInProgress sets the conditions of a task that waits or runs: kstatus reads
+// Reconciling and says InProgress.
+func (d *decision) setInProgress(task *v1alpha1.BatchTask, seen observation, reason, message string) {
+	d.setConditions(task, seen, reason, message, map[string]metav1.ConditionStatus{
+		v1alpha1.ConditionReady:       metav1.ConditionFalse,
+		v1alpha1.ConditionReconciling: metav1.ConditionTrue,
+		v1alpha1.ConditionStalled:     metav1.ConditionFalse,
+		v1alpha1.ConditionComplete:    metav1.ConditionFalse,
+		v1alpha1.ConditionFailed:      metav1.ConditionFalse,
+	})
+}
+
+// setFinished sets the conditions of a finished task: kstatus says Current for one
+// that is Done, or Cancelled as its spec asked, and Failed for one that is Stalled.
+func (d *decision) setFinished(task *v1alpha1.BatchTask, seen observation, reason, message string) {
+	is := func(yes bool) metav1.ConditionStatus {
+		if yes {
+			return metav1.ConditionTrue
+		}
+		return metav1.ConditionFalse
+	}
+	hasFailed := d.status.Phase == v1alpha1.TaskPhaseFailed
+	d.setConditions(task, seen, reason, message, map[string]metav1.ConditionStatus{
+		v1alpha1.ConditionReady:       is(!hasFailed),
+		v1alpha1.ConditionReconciling: metav1.ConditionFalse,
+		v1alpha1.ConditionStalled:     is(hasFailed),
+		v1alpha1.ConditionComplete:    is(d.status.Phase == v1alpha1.TaskPhaseDone),
+		v1alpha1.ConditionFailed:      is(hasFailed),
+	})
+}
+
+// conditionTypes are a task's conditions in the order they are shown.
+var conditionTypes = []string{
+	v1alpha1.ConditionReady, v1alpha1.ConditionReconciling, v1alpha1.ConditionStalled,
+	v1alpha1.ConditionComplete, v1alpha1.ConditionFailed,
+}
+
+func (d *decision) setConditions(task *v1alpha1.BatchTask, seen observation, reason, message string, is map[string]metav1.ConditionStatus) {
+	for _, conditionType := range conditionTypes {
+		condition := metav1.Condition{
+			Type: conditionType, Status: is[conditionType], Reason: reason,
+			Message: cutMessage(message, maxConditionMessage), ObservedGeneration: task.Generation,
+		}
+		if old := meta.FindStatusCondition(d.status.Conditions, conditionType); old == nil || old.Status != condition.Status {
+			condition.LastTransitionTime = metav1.NewTime(seen.now)
+		}
+		meta.SetStatusCondition(&d.status.Conditions, condition)
+	}
+}
+
+// cutMessage shortens a text to at most n characters, never within one.
+func cutMessage(text string, n int) string {
+	text = strings.ToValidUTF8(text, "�")
+	if runes := []rune(text); len(runes) > n {
+		return string(runes[:n-1]) + "…"
+	}
+	return text
+}
+
+// readyReason and readyMessage are what the Ready condition says, which is also
+// what events say.
+func readyReason(task *v1alpha1.BatchTask) string {
+	if c := meta.FindStatusCondition(task.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+		return c.Reason
+	}
+	return ""
+}
+
+func readyMessage(task *v1alpha1.BatchTask) string {
+	if c := meta.FindStatusCondition(task.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+		return c.Message
+	}
+	return ""
+}

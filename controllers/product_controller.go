@@ -1,0 +1,193 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/product"
+)
+
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=products,verbs=get;list;watch
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=products/status,verbs=patch
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices,verbs=get;list;watch
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices/status,verbs=update
+
+// countDelay is how long changes of devices are gathered before they are counted.
+const countDelay = time.Second
+
+// ProductReconciler decides to which Product each product ID belongs and counts
+// devices. It must be the only one, and do one product at a time: see claim.
+type ProductReconciler struct {
+	Client   client.Client
+	Store    fleet.Store
+	Clock    clock.PassiveClock
+	Recorder events.EventRecorder
+}
+
+// Reconcile brings the status of a product up to date.
+func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	p := &v1alpha1.Product{}
+	if err := r.Client.Get(ctx, req.NamespacedName, p); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if !p.DeletionTimestamp.IsZero() {
+		return reconcile.Result{}, nil
+	}
+	var rivals v1alpha1.ProductList
+	if err := r.Client.List(ctx, &rivals, client.MatchingFields{product.FieldProductID: p.Spec.ProductID}); err != nil {
+		return reconcile.Result{}, fmt.Errorf("list products with ID %q: %w", p.Spec.ProductID, err)
+	}
+	status := p.Status.DeepCopy()
+	status.ObservedGeneration = p.Generation
+	ready := claim(p, rivals.Items)
+	total, err := r.Store.Total(ctx, fleet.Product{Namespace: p.Namespace, ProductID: p.Spec.ProductID})
+	if errors.Is(err, fleet.ErrNotReady) {
+		return reconcile.Result{RequeueAfter: countDelay}, nil
+	}
+	if err != nil {
+		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonFleetUnavailable, Message: "The devices cannot be read: " + err.Error()}
+	} else {
+		status.DeviceCount = total
+	}
+	r.setReady(p, status, ready)
+	if writeErr := r.write(ctx, p, status); writeErr != nil {
+		return retryConflict(writeErr)
+	}
+	return reconcile.Result{}, err // a fleet that cannot be read is tried again
+}
+
+// claim says whether the product's ID is its own. The owner does not become Ready
+// before every other product with that ID has ceased to be: at no moment are two
+// Ready, so no two namespaces ever publish under one prefix.
+func claim(p *v1alpha1.Product, all []v1alpha1.Product) metav1.Condition {
+	owner := product.Owner(all)
+	if owner != nil && owner.UID != p.UID {
+		where := fmt.Sprintf("Product %q", owner.Name)
+		if owner.Namespace != p.Namespace {
+			where = "a Product of another namespace"
+		}
+		return metav1.Condition{
+			Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonProductIDConflict,
+			Message: fmt.Sprintf("spec.productID: %q belongs to %s, which is older. Choose another ID; this product takes over if that one is deleted.", p.Spec.ProductID, where),
+		}
+	}
+	for i := range all {
+		if all[i].UID != p.UID && product.Ready(&all[i]) {
+			return metav1.Condition{
+				Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonProductIDConflict,
+				Message: fmt.Sprintf("spec.productID: %q is being handed over from a younger Product", p.Spec.ProductID),
+			}
+		}
+	}
+	return metav1.Condition{Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonProductReady, Message: "Tasks may run on this product"}
+}
+
+// setReady sets Ready, and Stalled for what waiting does not mend.
+func (r *ProductReconciler) setReady(p *v1alpha1.Product, status *v1alpha1.ProductStatus, ready metav1.Condition) {
+	stalled := ready
+	ready.Type, stalled.Type = v1alpha1.ConditionReady, v1alpha1.ConditionStalled
+	stalled.Status = metav1.ConditionFalse
+	if ready.Reason == v1alpha1.ReasonProductIDConflict {
+		stalled.Status = metav1.ConditionTrue
+	}
+	for _, condition := range []metav1.Condition{ready, stalled} {
+		condition.ObservedGeneration = p.Generation
+		condition.Message = cutMessage(condition.Message, maxConditionMessage)
+		if old := meta.FindStatusCondition(status.Conditions, condition.Type); old == nil || old.Status != condition.Status {
+			condition.LastTransitionTime = metav1.NewTime(r.Clock.Now())
+		}
+		meta.SetStatusCondition(&status.Conditions, condition)
+	}
+}
+
+func (r *ProductReconciler) write(ctx context.Context, p *v1alpha1.Product, status *v1alpha1.ProductStatus) error {
+	if equality.Semantic.DeepEqual(&p.Status, status) {
+		return nil
+	}
+	before := p.DeepCopy()
+	p.Status = *status
+	if err := r.Client.Status().Patch(ctx, p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	now := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
+	if old := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionReady); old == nil || old.Reason != now.Reason {
+		eventType := corev1.EventTypeNormal
+		if now.Status != metav1.ConditionTrue {
+			eventType = corev1.EventTypeWarning
+		}
+		r.Recorder.Eventf(p, nil, eventType, now.Reason, "Claim", "%s", cutMessage(now.Message, maxEventNote))
+	}
+	return nil
+}
+
+// SetupWithManager registers the reconciler. The cache must have the index of
+// FieldProductID on Products.
+func (r *ProductReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.Product{}).
+		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.sameID)).
+		Watches(&v1alpha1.Device{}, r.countLater()).
+		Complete(r)
+}
+
+// sameID wakes every product with the ID of one that has changed or is gone.
+func (r *ProductReconciler) sameID(ctx context.Context, obj client.Object) []reconcile.Request {
+	changed, ok := obj.(*v1alpha1.Product)
+	if !ok {
+		return nil
+	}
+	return r.productsWith(ctx, changed.Spec.ProductID, client.ListOptions{})
+}
+
+func (r *ProductReconciler) productsWith(ctx context.Context, productID string, in client.ListOptions) []reconcile.Request {
+	var products v1alpha1.ProductList
+	if err := r.Client.List(ctx, &products, &in, client.MatchingFields{product.FieldProductID: productID}); err != nil {
+		logf.FromContext(ctx).Error(err, "Cannot list products by their ID", "productID", productID)
+		return nil
+	}
+	requests := make([]reconcile.Request, len(products.Items))
+	for i := range products.Items {
+		requests[i].NamespacedName = client.ObjectKeyFromObject(&products.Items[i])
+	}
+	return requests
+}
+
+// countLater wakes a product a moment after its devices have changed, once for
+// any number of changes.
+func (r *ProductReconciler) countLater() handler.EventHandler {
+	later := func(ctx context.Context, obj client.Object, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+		device, ok := obj.(*v1alpha1.Device)
+		if !ok {
+			return
+		}
+		for _, request := range r.productsWith(ctx, device.Spec.ProductID, client.ListOptions{Namespace: device.Namespace}) {
+			queue.AddAfter(request, countDelay)
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			later(ctx, e.Object, queue)
+		},
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			later(ctx, e.Object, queue)
+		},
+	}
+}

@@ -1,0 +1,80 @@
+// Package controllers holds the reconcilers. Each reads from top to bottom: get,
+// observe, decide, write the status, act. Decisions are pure functions.
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/product"
+	"batchtask.dev/operator/internal/quota"
+)
+
+// Parts are what the reconcilers work with.
+type Parts struct {
+	Ledger   *quota.Ledger
+	Store    fleet.Store
+	Executor Executor
+	Wake     *Wakeups
+	Metrics  *Metrics
+	Clock    clock.PassiveClock
+	// Grace is how long a slot is kept whose task has not appeared.
+	Grace time.Duration
+}
+
+// Setup registers the reconcilers and the indexes they need.
+func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
+	if err := Index(ctx, mgr); err != nil {
+		return err
+	}
+	recorder := mgr.GetEventRecorder("batchtask")
+	for name, reconciler := range map[string]interface{ SetupWithManager(mgr ctrl.Manager) error }{
+		"BatchTask": &BatchTaskReconciler{
+			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Gate: parts.Ledger, Executor: parts.Executor,
+			Clock: parts.Clock, Recorder: recorder, Metrics: parts.Metrics, Wake: parts.Wake,
+		},
+		"Product":   &ProductReconciler{Client: mgr.GetClient(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder},
+		"TaskQuota": &TaskQuotaReconciler{Client: mgr.GetClient(), Ledger: parts.Ledger, Executor: parts.Executor, Grace: parts.Grace},
+	} {
+		if err := reconciler.SetupWithManager(mgr); err != nil {
+			return fmt.Errorf("set up the %s controller: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Index adds the cache indexes of spec.productID.
+func Index(ctx context.Context, mgr ctrl.Manager) error {
+	for _, index := range []struct {
+		of    client.Object
+		value func(client.Object) string
+	}{
+		{&v1alpha1.Product{}, func(o client.Object) string { return o.(*v1alpha1.Product).Spec.ProductID }},     //nolint:forcetypeassert // indexed as such
+		{&v1alpha1.BatchTask{}, func(o client.Object) string { return o.(*v1alpha1.BatchTask).Spec.ProductID }}, //nolint:forcetypeassert // indexed as such
+	} {
+		extract := func(o client.Object) []string { return []string{index.value(o)} }
+		if err := mgr.GetFieldIndexer().IndexField(ctx, index.of, product.FieldProductID, extract); err != nil {
+			return fmt.Errorf("index %T by %s: %w", index.of, product.FieldProductID, err)
+		}
+	}
+	return nil
+}
+
+// retryConflict turns a write that was based on an old state into another try with
+// the new one, which the cache will have in a moment, and one of an object that is
+// gone into nothing.
+func retryConflict(err error) (reconcile.Result, error) {
+	if apierrors.IsConflict(err) {
+		return reconcile.Result{RequeueAfter: 10 * time.Millisecond}, nil
+	}
+	return reconcile.Result{}, client.IgnoreNotFound(err)
+}

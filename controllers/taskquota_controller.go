@@ -1,0 +1,92 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/quota"
+)
+
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=taskquotas,verbs=get;list;watch;create
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=taskquotas/status,verbs=update
+// +kubebuilder:rbac:groups="",resources=namespaces,verbs=get;list;watch
+
+// TaskQuotaReconciler makes the TaskQuota of each namespace that has products or
+// tasks, and frees the slots that nobody needs any more.
+type TaskQuotaReconciler struct {
+	Client   client.Client
+	Ledger   *quota.Ledger
+	Executor Executor
+	// Grace is how long a slot is kept whose task has not appeared.
+	Grace time.Duration
+}
+
+// Reconcile brings the ledger of a namespace up to date.
+func (r *TaskQuotaReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if leaving, err := r.namespaceLeaving(ctx, req.Namespace); leaving || err != nil {
+		return reconcile.Result{}, err
+	}
+	ledger := &v1alpha1.TaskQuota{}
+	err := r.Client.Get(ctx, req.NamespacedName, ledger)
+	if apierrors.IsNotFound(err) || (err == nil && !ledger.Status.Opened) {
+		if err := r.Ledger.Ensure(ctx, req.Namespace); err != nil {
+			return reconcile.Result{}, fmt.Errorf("make TaskQuota: %w", err)
+		}
+		return reconcile.Result{}, nil // it comes back when the cache has it
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("read TaskQuota: %w", err)
+	}
+	next, err := r.Ledger.Reap(ctx, ledger, r.Grace, r.Executor.Working)
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("free slots: %w", err)
+	}
+	return reconcile.Result{RequeueAfter: next}, nil
+}
+
+// namespaceLeaving reports whether the namespace is gone or on its way: nothing
+// can be created in it.
+func (r *TaskQuotaReconciler) namespaceLeaving(ctx context.Context, name string) (bool, error) {
+	var ns corev1.Namespace
+	if err := r.Client.Get(ctx, types.NamespacedName{Name: name}, &ns); err != nil {
+		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
+	}
+	return ns.Status.Phase == corev1.NamespaceTerminating, nil
+}
+
+// SetupWithManager registers the reconciler.
+func (r *TaskQuotaReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	ofNamespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, obj client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: obj.GetNamespace(), Name: v1alpha1.TaskQuotaName}}}
+	})
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.TaskQuota{}).
+		Watches(&v1alpha1.Product{}, ofNamespace).
+		Watches(&v1alpha1.BatchTask{}, ofNamespace, builder.WithPredicates(createdOrDeleted)).
+		Complete(r)
+}
+
+// createdOrDeleted leaves out the many status changes of a running task.
+var createdOrDeleted = predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
+
+func holdsSlot(ledger *v1alpha1.TaskQuota, uid types.UID) bool {
+	for i := range ledger.Status.Slots {
+		if ledger.Status.Slots[i].UID == uid {
+			return true
+		}
+	}
+	return false
+}
