@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
@@ -99,6 +100,9 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	}
 	if err := r.act(task, next.action); err != nil {
 		return reconcile.Result{}, err
+	}
+	if err := r.label(ctx, task); err != nil {
+		return retryConflict(err)
 	}
 	return reconcile.Result{RequeueAfter: next.wakeAfter}, nil
 }
@@ -211,6 +215,20 @@ func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action) error {
 	case actForget:
 		r.Executor.Forget(name)
 	case actNothing:
+	}
+	return nil
+}
+
+// label puts the task's ID on its label. The webhook has done so for every task
+// that it admitted.
+func (r *BatchTaskReconciler) label(ctx context.Context, task *v1alpha1.BatchTask) error {
+	if task.Labels[v1alpha1.LabelTaskID] == task.Status.TaskID {
+		return nil
+	}
+	before := task.DeepCopy()
+	metav1.SetMetaDataLabel(&task.ObjectMeta, v1alpha1.LabelTaskID, task.Status.TaskID)
+	if err := r.Client.Patch(ctx, task, client.MergeFrom(before)); err != nil {
+		return fmt.Errorf("label task: %w", err)
 	}
 	return nil
 }

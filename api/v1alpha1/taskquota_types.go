@@ -32,6 +32,11 @@ type TaskQuotaStatus struct {
 	// +optional
 	Opened bool `json:"opened,omitempty"`
 
+	// active is how many slots are taken.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Active int32 `json:"active"`
+
 	// slots are the places taken, one for each active task. A task is active
 	// exactly as long as it holds a slot.
 	// +optional
@@ -73,7 +78,7 @@ type TaskSlot struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=tq,categories=iot
 // +kubebuilder:printcolumn:name="Limit",type=integer,JSONPath=`.spec.maxActiveTasks`
-// +kubebuilder:printcolumn:name="Active",type=string,JSONPath=`.status.slots[*].name`
+// +kubebuilder:printcolumn:name="Active",type=integer,JSONPath=`.status.active`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="the TaskQuota of a namespace is named \"default\""
 // +kubebuilder:validation:XValidation:rule="!has(self.status) || !has(self.status.slots) || size(self.status.slots) <= self.spec.maxActiveTasks || (has(oldSelf.status) && has(oldSelf.status.slots) && size(self.status.slots) <= size(oldSelf.status.slots))",message="status.slots holds more tasks than spec.maxActiveTasks allows",fieldPath=".status.slots"

@@ -63,6 +63,15 @@ func setupWebhooks(ctx context.Context, mgr ctrl.Manager, opts *managerOptions, 
 	return nil
 }
 
+// The library behind rotateCerts watches all Secrets of the manager's namespace
+// (its cache has no filter by name), and may write just the one.
+//
+// +kubebuilder:rbac:groups="",resources=secrets,namespace=batchtask-system,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=secrets,resourceNames=batchtask-webhook-cert,namespace=batchtask-system,verbs=update
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations;validatingwebhookconfigurations,verbs=get;list;watch
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=batchtask-mutating,verbs=update
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=validatingwebhookconfigurations,resourceNames=batchtask-validating,verbs=update
+
 // rotateCerts makes a certificate authority and a certificate, keeps them in a
 // Secret that is mounted into --webhook-cert-dir, renews them in time, and tells
 // the API server of them.

@@ -197,6 +197,7 @@ func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1a
 	if !changed && !opened {
 		return refused
 	}
+	quota.Status.Active = int32(len(quota.Status.Slots)) //nolint:gosec // at most 1000
 	if err := l.writer.Status().Update(ctx, quota); err != nil {
 		return fmt.Errorf("write TaskQuota of namespace %q: %w", namespace, err)
 	}
