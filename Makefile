@@ -45,7 +45,7 @@ build: ## Build bin/batchtask.
 # Built and run rather than go run, which passes no signal on to its program.
 .PHONY: bin/batchtask-dev
 bin/batchtask-dev:
-	@CGO_ENABLED=0 go build -o $@ ./hack/dev
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./hack/dev
 
 .PHONY: controlplane
 controlplane: ## Build etcd, kube-apiserver and kubectl, once: minutes the first time, nothing later.

@@ -38,6 +38,9 @@ import (
 // +kubebuilder:rbac:groups=iot.batchtask.dev,resources=batchtasks/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
+// errStale says that the task in the cache does not exist any more.
+var errStale = errors.New("the cached task is gone")
+
 // Executor carries tasks out.
 type Executor interface {
 	Ensure(task executor.Task)
@@ -88,6 +91,9 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	}
 
 	seen, err := r.observe(ctx, task)
+	if errors.Is(err, errStale) {
+		return reconcile.Result{RequeueAfter: staleRetry}, nil
+	}
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -107,12 +113,18 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	return reconcile.Result{RequeueAfter: next.wakeAfter}, nil
 }
 
-// observe gathers what the next step depends on. The first time this process sees
-// a task that has not finished, it passes the gate: task is read again, live, so
-// that nothing begins on a stale cache, and its slot is bound.
+// observe gathers what the next step depends on. A task passes the gate the first
+// time this process sees it, and again whenever a run is about to begin: a cache
+// that lags behind may show a task that has finished as Processing, or an older
+// checkpoint, and a run begun on that would serve devices twice.
 func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchTask) (observation, error) {
 	seen := observation{now: r.Clock.Now(), invalid: validation.Spec(&task.Spec)}
-	if len(seen.invalid) == 0 && !r.admitted.has(task.UID) {
+	progress, running := r.Executor.Progress(client.ObjectKeyFromObject(task), task.UID)
+	if running {
+		seen.progress = &progress
+	}
+	toRun := task.Status.Phase == v1alpha1.TaskPhaseProcessing && !running
+	if len(seen.invalid) == 0 && (toRun || !r.admitted.has(task.UID)) {
 		noSlot, err := r.pass(ctx, task)
 		if err != nil {
 			return seen, err
@@ -123,23 +135,23 @@ func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchT
 		seen.taskID = taskid.New(seen.now)
 	}
 	var err error
-	if seen.product, err = r.observeProduct(ctx, task); err != nil {
-		return seen, err
-	}
-	if progress, ok := r.Executor.Progress(client.ObjectKeyFromObject(task), task.UID); ok {
-		seen.progress = &progress
-	}
-	return seen, nil
+	seen.product, err = r.observeProduct(ctx, task)
+	return seen, err
 }
 
 // pass reads the task live and binds its slot. It returns a *quota.LimitError as
-// noSlot when the task has none and can get none.
+// noSlot when the task has none and can get none, and errStale when the cache
+// shows another object of this name.
 func (r *BatchTaskReconciler) pass(ctx context.Context, task *v1alpha1.BatchTask) (noSlot, err error) {
-	uid := task.UID
-	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(task), task); err != nil {
+	live := &v1alpha1.BatchTask{}
+	switch err := r.Live.Get(ctx, client.ObjectKeyFromObject(task), live); {
+	case apierrors.IsNotFound(err) || (err == nil && live.UID != task.UID):
+		return nil, errStale
+	case err != nil:
 		return nil, fmt.Errorf("read task live: %w", err)
 	}
-	if task.UID != uid || task.Status.Phase.Finished() {
+	*task = *live
+	if task.Status.Phase.Finished() {
 		return nil, nil
 	}
 	err = r.Gate.Bind(ctx, quota.Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name})
@@ -192,7 +204,7 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 	if next.warning {
 		eventType = corev1.EventTypeWarning
 	}
-	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", cutMessage(readyMessage(task), maxEventNote))
+	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", cutMessage(readyMessage(task)))
 	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", next.event,
 		"matched", task.Status.Devices.Matched, "succeeded", task.Status.Devices.Succeeded, "failed", task.Status.Devices.Failed)
 	return nil

@@ -180,7 +180,7 @@ func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision 
 
 func (d decision) fail(task *v1alpha1.BatchTask, seen observation, reason string, retCode int32, message string) decision {
 	d.status.RetCode = retCode
-	d.status.ErrMsg = cutMessage(message, maxErrMsg)
+	d.status.ErrMsg = cutMessage(message)
 	d.warning = true
 	return d.finish(task, seen, v1alpha1.TaskPhaseFailed, reason, message)
 }

@@ -18,12 +18,9 @@ const (
 	retCodeQuota   int32 = 10005 // too many waiting and processing tasks
 )
 
-// Longest texts, in characters.
-const (
-	maxErrMsg           = 1024 // of status.errMsg, as its schema says
-	maxConditionMessage = 1024
-	maxEventNote        = 1024 // as the events API says
-)
+// maxMessage is the longest text in a status or event, in characters: what the
+// schema of status.errMsg and the events API allow.
+const maxMessage = 1024
 
 // takeProgress copies what a run has counted.
 func (d *decision) takeProgress(p executor.Progress) {
@@ -82,7 +79,7 @@ func (d *decision) setConditions(task *v1alpha1.BatchTask, seen observation, rea
 	for _, conditionType := range conditionTypes {
 		condition := metav1.Condition{
 			Type: conditionType, Status: is[conditionType], Reason: reason,
-			Message: cutMessage(message, maxConditionMessage), ObservedGeneration: task.Generation,
+			Message: cutMessage(message), ObservedGeneration: task.Generation,
 		}
 		if old := meta.FindStatusCondition(d.status.Conditions, conditionType); old == nil || old.Status != condition.Status {
 			condition.LastTransitionTime = metav1.NewTime(seen.now)
@@ -91,13 +88,23 @@ func (d *decision) setConditions(task *v1alpha1.BatchTask, seen observation, rea
 	}
 }
 
-// cutMessage shortens a text to at most n characters, never within one.
-func cutMessage(text string, n int) string {
+// cutMessage shortens a text to maxMessage, never within a character.
+func cutMessage(text string) string {
 	text = strings.ToValidUTF8(text, "�")
-	if runes := []rune(text); len(runes) > n {
-		return string(runes[:n-1]) + "…"
+	if runes := []rune(text); len(runes) > maxMessage {
+		return string(runes[:maxMessage-1]) + "…"
 	}
 	return text
+}
+
+// eventNote shortens a text to what an event can say, never within a character.
+func eventNote(text string) string {
+	const ellipsis = "…"
+	text = strings.ToValidUTF8(text, "�")
+	if len(text) <= maxEventNote {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxEventNote-len(ellipsis)], "") + ellipsis
 }
 
 // readyReason and readyMessage are what the Ready condition says, which is also

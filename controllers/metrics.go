@@ -93,8 +93,7 @@ func (c *stateCollector) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *stateCollector) Collect(metrics chan<- prometheus.Metric) {
-	// The interface gives no context; the cache answers from memory.
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) //nolint:forbidigo // the interface gives none; the cache answers from memory
 	defer cancel()
 	var tasks v1alpha1.BatchTaskList
 	if err := c.reader.List(ctx, &tasks, client.UnsafeDisableDeepCopy); err != nil {

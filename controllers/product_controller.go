@@ -110,7 +110,7 @@ func (r *ProductReconciler) setReady(p *v1alpha1.Product, status *v1alpha1.Produ
 	}
 	for _, condition := range []metav1.Condition{ready, stalled} {
 		condition.ObservedGeneration = p.Generation
-		condition.Message = cutMessage(condition.Message, maxConditionMessage)
+		condition.Message = cutMessage(condition.Message)
 		if old := meta.FindStatusCondition(status.Conditions, condition.Type); old == nil || old.Status != condition.Status {
 			condition.LastTransitionTime = metav1.NewTime(r.Clock.Now())
 		}
@@ -133,7 +133,7 @@ func (r *ProductReconciler) write(ctx context.Context, p *v1alpha1.Product, stat
 		if now.Status != metav1.ConditionTrue {
 			eventType = corev1.EventTypeWarning
 		}
-		r.Recorder.Eventf(p, nil, eventType, now.Reason, "Claim", "%s", cutMessage(now.Message, maxEventNote))
+		r.Recorder.Eventf(p, nil, eventType, now.Reason, "Claim", "%s", cutMessage(now.Message))
 	}
 	return nil
 }

@@ -42,8 +42,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Gate: parts.Ledger, Executor: parts.Executor,
 			Clock: parts.Clock, Recorder: recorder, Metrics: parts.Metrics, Wake: parts.Wake,
 		},
-		"Product":   &ProductReconciler{Client: mgr.GetClient(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder},
-		"TaskQuota": &TaskQuotaReconciler{Client: mgr.GetClient(), Ledger: parts.Ledger, Executor: parts.Executor, Grace: parts.Grace},
+		"Product":   &ProductReconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder},
+		"TaskQuota": &TaskQuotaReconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Ledger: parts.Ledger, Executor: parts.Executor, Grace: parts.Grace},
 	} {
 		if err := reconciler.SetupWithManager(mgr); err != nil {
 			return fmt.Errorf("set up the %s controller: %w", name, err)
@@ -69,12 +69,16 @@ func Index(ctx context.Context, mgr ctrl.Manager) error {
 	return nil
 }
 
+// staleRetry is when to look again after something was seen that the cache does
+// not show yet.
+const staleRetry = 10 * time.Millisecond
+
 // retryConflict turns a write that was based on an old state into another try with
 // the new one, which the cache will have in a moment, and one of an object that is
 // gone into nothing.
 func retryConflict(err error) (reconcile.Result, error) {
 	if apierrors.IsConflict(err) {
-		return reconcile.Result{RequeueAfter: 10 * time.Millisecond}, nil
+		return reconcile.Result{RequeueAfter: staleRetry}, nil
 	}
 	return reconcile.Result{}, client.IgnoreNotFound(err)
 }

@@ -28,6 +28,7 @@ import (
 // tasks, and frees the slots that nobody needs any more.
 type TaskQuotaReconciler struct {
 	Client   client.Client
+	Live     client.Reader // reads past every cache
 	Ledger   *quota.Ledger
 	Executor Executor
 	// Grace is how long a slot is kept whose task has not appeared.
@@ -58,10 +59,15 @@ func (r *TaskQuotaReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 }
 
 // namespaceLeaving reports whether the namespace is gone or on its way: nothing
-// can be created in it.
+// can be created in it. The cache may show what is in a new namespace before the
+// namespace itself, so that it is gone must not rest on the cache.
 func (r *TaskQuotaReconciler) namespaceLeaving(ctx context.Context, name string) (bool, error) {
 	var ns corev1.Namespace
-	if err := r.Client.Get(ctx, types.NamespacedName{Name: name}, &ns); err != nil {
+	err := r.Client.Get(ctx, types.NamespacedName{Name: name}, &ns)
+	if apierrors.IsNotFound(err) {
+		err = r.Live.Get(ctx, types.NamespacedName{Name: name}, &ns)
+	}
+	if err != nil {
 		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 	}
 	return ns.Status.Phase == corev1.NamespaceTerminating, nil

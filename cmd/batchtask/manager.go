@@ -42,7 +42,7 @@ func managerCommand() *cobra.Command {
 		Use:   "manager",
 		Short: "Run the controllers, the admission webhooks and, on the leader, the tasks",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			if err := opts.validate(); err != nil {
 				return err
 			}

@@ -170,7 +170,7 @@ func TestDeadlineWithoutAcknowledgements(t *testing.T) {
 			t.Errorf("after the deadline: %+v", got)
 		}
 		for i, f := range got.Failures {
-			if f.DeviceName != name(uint64(i)) || f.Reason != v1alpha1.ReasonDeadlineExceeded { //nolint:gosec // small
+			if f.DeviceName != name(uint64(i)) || f.Reason != v1alpha1.ReasonDeadlineExceeded {
 				t.Errorf("failure %d is %+v", i, f)
 			}
 		}

@@ -26,7 +26,7 @@ type devices struct {
 
 func newDevices(n int) *devices {
 	d := &devices{applied: map[string]int{}}
-	for i := range uint64(n) { //nolint:gosec // small
+	for i := range uint64(n) {
 		d.names = append(d.names, name(i))
 	}
 	return d
@@ -38,7 +38,7 @@ func (d *devices) Total(context.Context, fleet.Product) (int64, error) {
 	return int64(len(d.names)), nil
 }
 
-func (d *devices) Count(ctx context.Context, q fleet.Query) (int64, error) {
+func (d *devices) Count(_ context.Context, q fleet.Query) (int64, error) {
 	names, _, err := d.list(q, len(d.names)+1)
 	return int64(len(names)), err
 }
@@ -173,7 +173,7 @@ func (b *broker) total() (messages, topics int) {
 	return messages, len(b.received)
 }
 
-func publishTask(taskName string, filter string) Task {
+func publishTask(taskName, filter string) Task {
 	task := Task{
 		UID: "uid-of-" + typesUID(taskName), Product: fleet.Product{Namespace: "ns", ProductID: "P"},
 		Filter: regexp.MustCompile(filter), Deadline: time.Now().Add(time.Hour),

@@ -23,6 +23,7 @@ package quota
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -36,6 +37,9 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 )
+
+// errDeleted says that the TaskQuota was deleted after it had been read.
+var errDeleted = errors.New("the TaskQuota was deleted meanwhile")
 
 // DefaultGrace is how long a slot is kept whose task has not appeared.
 const DefaultGrace = 15 * time.Second
@@ -165,7 +169,7 @@ func (l *Ledger) change(ctx context.Context, namespace string, mutate func(*v1al
 	backoff := wait.Backoff{Duration: 2 * time.Millisecond, Factor: 1.5, Jitter: 1, Steps: 20, Cap: 200 * time.Millisecond}
 	for {
 		err := l.attempt(ctx, namespace, mutate)
-		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !errors.Is(err, errDeleted) {
 			return err
 		}
 		select {
@@ -198,7 +202,11 @@ func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1a
 		return refused
 	}
 	quota.Status.Active = int32(len(quota.Status.Slots)) //nolint:gosec // at most 1000
-	if err := l.writer.Status().Update(ctx, quota); err != nil {
+	err = l.writer.Status().Update(ctx, quota)
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("write TaskQuota of namespace %q: %w", namespace, errDeleted)
+	}
+	if err != nil {
 		return fmt.Errorf("write TaskQuota of namespace %q: %w", namespace, err)
 	}
 	return refused
@@ -217,11 +225,12 @@ func (l *Ledger) open(ctx context.Context, quota *v1alpha1.TaskQuota) (opened bo
 		return false, fmt.Errorf("list tasks of namespace %q: %w", quota.Namespace, err)
 	}
 	quota.Status.Opened = true
-	active := activeByAge(tasks.Items)
-	for _, task := range active {
-		if _, err := take(quota, Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name}, true, l.now()); err != nil {
+	for _, task := range activeByAge(tasks.Items) {
+		if checkFree(quota) != nil {
 			break // the limit was lowered meanwhile; the gate decides about the rest
 		}
+		quota.Status.Slots = append(quota.Status.Slots,
+			v1alpha1.TaskSlot{UID: task.UID, Name: task.Name, ReservedAt: l.now(), Bound: true})
 	}
 	return true, nil
 }

@@ -142,7 +142,7 @@ func filter(pattern string, path *field.Path) field.ErrorList {
 		return field.ErrorList{field.Required(path, `must not be empty; ".*" matches all devices`)}
 	}
 	if n := len([]rune(pattern)); n > MaxFilterLength {
-		return field.ErrorList{field.TooLong(path, "", MaxFilterLength)}
+		return field.ErrorList{field.TooLongCharacters(path, "", MaxFilterLength)}
 	}
 	if _, err := regexp.Compile(pattern); err != nil {
 		return field.ErrorList{field.Invalid(path, pattern, explain(pattern, err))}
