@@ -1,0 +1,99 @@
+// Command bench measures the operator on this machine: a real API server, a real
+// broker, the manager as it is shipped. Every figure that has a limit stands
+// beside that limit, measured in the same run: machines differ and are noisy,
+// ratios less so.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"batchtask.dev/operator/hack/localenv"
+)
+
+// figure is one line of the result.
+type figure struct {
+	Case  string  `json:"case"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	// Limit is what was measured beside it, by LimitIs; 0 where there is none.
+	Limit   float64 `json:"limit,omitempty"`
+	LimitIs string  `json:"limitIs,omitempty"`
+	Ratio   float64 `json:"ratio,omitempty"`
+	Aim     string  `json:"aim,omitempty"`
+}
+
+func main() {
+	localenv.BecomeChild()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	if _, err := exec.LookPath("mosquitto"); err != nil {
+		return fmt.Errorf("measuring needs mosquitto (apt-get install mosquitto): %w", err)
+	}
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	assets, err := localenv.FindAssets(root, os.Getenv("KUBEBUILDER_ASSETS"))
+	if err != nil {
+		return err
+	}
+	var figures []figure
+	// A manager's peak memory says something of one size only, so each size has a
+	// manager of its own.
+	for _, size := range []int{2_000, 20_000} {
+		opts := localenv.Options{
+			Root: root, Dir: filepath.Join(root, ".dev", "bench"), Assets: assets,
+			Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", MQTTAddress: "127.0.0.1:0",
+			Progress: progress,
+		}
+		err := localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) error {
+			measured, err := measure(ctx, env, size)
+			figures = append(figures, measured...)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	show(figures)
+	return save(filepath.Join(root, "bin", "bench.json"), figures)
+}
+
+func progress(text string) { fmt.Fprintln(os.Stderr, "bench:", text) }
+
+func show(figures []figure) {
+	fmt.Printf("\n%-52s %12s  %-22s %12s  %7s  %s\n", "case", "measured", "unit", "limit", "ratio", "aim")
+	for _, f := range figures {
+		limit, ratio := "-", "-"
+		if f.Limit > 0 {
+			limit, ratio = fmt.Sprintf("%.0f", f.Limit), fmt.Sprintf("%.2f", f.Ratio)
+		}
+		fmt.Printf("%-52s %12.1f  %-22s %12s  %7s  %s\n", f.Case, f.Value, f.Unit, limit, ratio, f.Aim)
+	}
+}
+
+func save(path string, figures []figure) error {
+	text, err := json.MarshalIndent(figures, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
+		return err
+	}
+	fmt.Println("\nwritten to", path)
+	return nil
+}

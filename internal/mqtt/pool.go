@@ -1,0 +1,438 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/utils/clock"
+)
+
+const (
+	// reconnectMin and reconnectMax bound the pause before the next try to connect; each try doubles it.
+	reconnectMin = 100 * time.Millisecond
+	reconnectMax = 5 * time.Second
+	// sweepWaiting is how often waiting messages are asked whether they are still wanted.
+	sweepWaiting = time.Second
+	// drainTime is what messages in flight get to be acknowledged when the pool is closed.
+	drainTime = time.Second
+	// retryTurn is how long a connection for overdue messages takes on messages.
+	retryTurn = 10 * time.Second
+)
+
+// Pool publishes messages over a few connections. Make it with New.
+type Pool struct {
+	options Options
+	files   files
+	clock   clock.WithTicker
+	log     logr.Logger
+	metrics *Metrics
+
+	// slots holds one element for each message without a result, so its capacity, the window, is also enough for
+	// either queue: sending to a queue never blocks whoever holds a message.
+	slots chan struct{}
+	// queue feeds the shared connections, retry the connection for overdue messages.
+	queue chan *item
+	retry chan *item
+	// retryWork says that retry may hold something.
+	retryWork chan struct{}
+	// laneWork says that a lane may be started.
+	laneWork chan struct{}
+	// current is what the files held when they were last looked at.
+	current atomic.Pointer[fingerprint]
+
+	running     sync.WaitGroup
+	sharedUp    atomic.Int32
+	sharedDrops atomic.Uint64 // shared connections that have ended, other than in order
+	laneCount   atomic.Int32  // len(lanes), for a look without the lock
+	done        chan struct{} // closed with the pool
+
+	mu     sync.Mutex
+	seq    uint64
+	began  bool
+	closed bool
+	shared map[*session]chan struct{} // closing the channel makes the session drain and be renewed
+	lanes  map[any]*lane
+	active int     // lanes that have a connection or try to get one
+	line   []*lane // lanes that wait to be active
+}
+
+// New makes a pool that is not connected yet. It returns an error that names the option that is wrong; whether files
+// can be read and the broker reached shows once the pool was started.
+func New(opts Options) (*Pool, error) {
+	to, err := parseURL(opts.URL)
+	if err != nil {
+		return nil, fmt.Errorf("mqtt options: %w", err)
+	}
+	opts.setDefaults()
+	if err := opts.validate(to); err != nil {
+		return nil, fmt.Errorf("mqtt options: %w", err)
+	}
+	opts.URL = "" // it may hold a password
+	p := &Pool{
+		options: opts, clock: opts.Clock, metrics: opts.Metrics,
+		log:   opts.Log.WithValues("broker", to.url.Scheme+"://"+to.url.Host),
+		slots: make(chan struct{}, opts.Window), queue: make(chan *item, opts.Window), retry: make(chan *item, opts.Window),
+		retryWork: make(chan struct{}, 1), laneWork: make(chan struct{}, 1), done: make(chan struct{}),
+		shared: map[*session]chan struct{}{}, lanes: map[any]*lane{},
+	}
+	p.files = files{options: &p.options, target: to}
+	return p, nil
+}
+
+// Start runs the pool until ctx ends. Then it gives messages in flight a second to be acknowledged, closes the
+// connections and settles everything left with ErrAbandoned; Publish fails with ErrClosed from then on. A pool can be
+// started once.
+func (p *Pool) Start(ctx context.Context) error {
+	p.mu.Lock()
+	again := p.began
+	p.began = true
+	p.mu.Unlock()
+	if again {
+		return errors.New("the mqtt pool was started before")
+	}
+	// Connections outlive ctx by the time they get to drain.
+	connCtx, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	for range p.options.Connections {
+		p.running.Go(func() { p.runShared(ctx, connCtx) })
+	}
+	p.running.Go(func() { p.runRetry(ctx, connCtx) })
+	p.running.Go(func() { p.runLanes(ctx, connCtx) })
+	p.running.Go(func() { p.watchFiles(ctx) })
+	p.running.Go(func() { p.sweepWaiting(ctx) })
+
+	<-ctx.Done()
+	ended := make(chan struct{})
+	go func() { p.running.Wait(); close(ended) }()
+	timer := p.clock.NewTimer(drainTime)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C():
+		cut()
+		<-ended
+	}
+	p.abandonAll()
+	return nil
+}
+
+// Publish takes a message and returns; the result goes to its Settle. It blocks only while the pool holds as many
+// messages as its window. With an error (that of ctx, or ErrClosed) the message was not taken and Settle is not
+// called. An invalid message is taken, and settled with ErrInvalidMessage at once.
+func (p *Pool) Publish(ctx context.Context, d Delivery) error {
+	if err := validate(d.Topic(), d.Payload(), p.options.MaxPayloadBytes); err != nil {
+		d.Settle(err)
+		return nil
+	}
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		select {
+		case p.slots <- struct{}{}:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for room in the mqtt window: %w", ctx.Err())
+		case <-p.done:
+			return ErrClosed
+		}
+	}
+	it := &item{delivery: d, source: d.Source()}
+	// The lock makes this all or nothing against abandonAll: either it is refused, or abandonAll finds it.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		<-p.slots
+		return ErrClosed
+	}
+	it.seq = p.seq
+	p.seq++
+	p.metrics.inFlight.Inc()
+	p.queue <- it
+	return nil
+}
+
+// Connected says whether a shared connection to the broker is up.
+func (p *Pool) Connected() bool { return p.sharedUp.Load() > 0 }
+
+// settle gives a message its result. Whoever calls it must be the holder, once.
+func (p *Pool) settle(it *item, err error) {
+	p.metrics.inFlight.Dec()
+	<-p.slots
+	it.delivery.Settle(err)
+}
+
+// live settles a message that nobody waits for, and says whether it is to be kept.
+func (p *Pool) live(it *item) bool {
+	if it.delivery.Live() {
+		return true
+	}
+	p.settle(it, ErrAbandoned)
+	return false
+}
+
+// feedLine is a queue with connections that empty it; it is the owner of what they have in flight.
+type feedLine struct {
+	pool  *Pool
+	queue chan *item
+}
+
+func (f feedLine) acked(items []*item) {
+	for _, it := range items {
+		f.pool.settle(it, nil)
+	}
+}
+
+func (f feedLine) overdue(it *item) { f.pool.retryLater(it) }
+
+// serve keeps a connection busy from the queue until stop or ctx ends that in an orderly way (nil), or it is lost.
+// Whatever is left then has been passed on.
+func (f feedLine) serve(ctx context.Context, s *session, stop <-chan struct{}) error {
+	p := f.pool
+	s.startFeed(func() *item {
+		for {
+			// First: with several channels ready, select may choose the queue for ever.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-stop:
+				return nil
+			default:
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-stop:
+				return nil
+			case <-s.conn.dead:
+				return nil
+			case it := <-f.queue:
+				if p.live(it) && !p.divert(it) {
+					return it
+				}
+			}
+		}
+	}, func(it *item) { f.queue <- it })
+	cause := s.wait(f)
+	switch {
+	case cause == nil:
+		s.close()
+		return nil
+	case brokerDropped(cause):
+		p.accuse(s.unacked)
+	default:
+		for i, it := range s.unacked {
+			if i == 0 && errors.Is(cause, errAckTimeout) {
+				// It may be this message alone that gets no answer. It must not end one shared connection after
+				// the other.
+				p.retryLater(it)
+				continue
+			}
+			f.queue <- it
+		}
+	}
+	return cause
+}
+
+// runShared keeps one shared connection.
+func (p *Pool) runShared(ctx, connCtx context.Context) {
+	line := feedLine{pool: p, queue: p.queue}
+	var pause backoff
+	for ctx.Err() == nil {
+		s, err := p.connect(connCtx)
+		if err != nil {
+			p.log.Error(err, "Cannot connect")
+			p.sleep(ctx, pause.next())
+			continue
+		}
+		stop := make(chan struct{})
+		p.mu.Lock()
+		p.shared[s] = stop
+		p.mu.Unlock()
+		p.sharedUp.Add(1)
+		p.metrics.connected.Inc()
+		p.log.V(1).Info("Connected", "clientID", s.id)
+
+		err = line.serve(ctx, s, stop)
+
+		p.sharedUp.Add(-1)
+		p.metrics.connected.Dec()
+		if err != nil {
+			p.sharedDrops.Add(1) // before it leaves shared: see sharedDisturbed
+		}
+		p.mu.Lock()
+		delete(p.shared, s)
+		p.mu.Unlock()
+		if err == nil {
+			continue // closed by us: to be renewed, or for good
+		}
+		p.log.Info("Connection lost", "clientID", s.id, "reason", err.Error())
+		if p.clock.Since(s.since) >= time.Second {
+			pause = backoff{} // it did work, so try at once
+			continue
+		}
+		p.sleep(ctx, pause.next())
+	}
+}
+
+// runRetry serves overdue messages, on a connection that exists while there are any. They are sent again and again
+// until they are acknowledged or not live any more; AckTimeout sets the pace.
+func (p *Pool) runRetry(ctx, connCtx context.Context) {
+	line := feedLine{pool: p, queue: p.retry}
+	var pause backoff
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.retryWork:
+		}
+		for len(p.retry) > 0 && ctx.Err() == nil {
+			s, err := p.connect(connCtx)
+			if err != nil {
+				p.log.Error(err, "Cannot connect for overdue messages")
+				p.sleep(ctx, pause.next())
+				continue
+			}
+			pause = backoff{}
+			stop := make(chan struct{})
+			timer := p.clock.NewTimer(retryTurn)
+			p.running.Go(func() {
+				defer close(stop)
+				select {
+				case <-timer.C():
+				case <-s.conn.dead:
+				}
+			})
+			if err := line.serve(ctx, s, stop); err != nil {
+				p.log.V(1).Info("Connection for overdue messages lost", "reason", err.Error())
+				p.sleep(ctx, pause.next())
+			}
+			timer.Stop()
+		}
+	}
+}
+
+func (p *Pool) retryLater(it *item) {
+	p.retry <- it
+	notify(p.retryWork)
+}
+
+// sweepWaiting settles waiting messages that nobody waits for, also while no connection is up.
+func (p *Pool) sweepWaiting(ctx context.Context) {
+	tick := p.clock.NewTicker(sweepWaiting)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C():
+		}
+		for _, queue := range []chan *item{p.queue, p.retry} {
+			p.sweepQueue(queue)
+		}
+		p.sweepLanes()
+	}
+}
+
+// sweepQueue goes round the queue once. Messages have no order there that matters.
+func (p *Pool) sweepQueue(queue chan *item) {
+	for range len(queue) {
+		select {
+		case it := <-queue:
+			if p.live(it) {
+				queue <- it
+			}
+		default:
+			return
+		}
+	}
+}
+
+// watchFiles renews shared connections made with files that have changed since, one at a time and only while all are
+// up: should the new files be wrong, the other connections go on. (Lanes look for themselves.)
+func (p *Pool) watchFiles(ctx context.Context) {
+	tick := p.clock.NewTicker(p.options.FileCheckInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C():
+		}
+		a, err := p.files.read()
+		if err != nil {
+			p.log.Error(err, "Cannot check the connection settings")
+			continue
+		}
+		p.current.Store(&a.fingerprint)
+		p.renewOne(a.fingerprint)
+	}
+}
+
+// renewalDue says whether a connection was made with files that have changed since.
+func (p *Pool) renewalDue(s *session) bool {
+	current := p.current.Load()
+	return current != nil && *current != s.files && p.clock.Since(s.since) > p.options.FileCheckInterval
+}
+
+func (p *Pool) renewOne(current fingerprint) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.shared) < p.options.Connections {
+		return
+	}
+	for s, stop := range p.shared {
+		if s.files == current {
+			continue
+		}
+		select {
+		case <-stop: // still draining
+		default:
+			p.log.Info("Connection settings have changed, renewing a connection", "clientID", s.id)
+			close(stop)
+		}
+		return
+	}
+}
+
+// abandonAll settles what is left once nothing runs any more.
+func (p *Pool) abandonAll() {
+	p.mu.Lock()
+	p.closed = true
+	close(p.done)
+	var left []*item
+	for _, l := range p.lanes {
+		left = append(left, l.queue...)
+	}
+	clear(p.lanes)
+	p.mu.Unlock()
+	for _, queue := range []chan *item{p.queue, p.retry} {
+		for len(queue) > 0 {
+			left = append(left, <-queue)
+		}
+	}
+	for _, it := range left {
+		p.settle(it, ErrAbandoned)
+	}
+}
+
+func (p *Pool) sleep(ctx context.Context, d time.Duration) {
+	timer := p.clock.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C():
+	}
+}
+
+// backoff is a pause that doubles from reconnectMin to reconnectMax, half of it random.
+type backoff struct{ last time.Duration }
+
+func (b *backoff) next() time.Duration {
+	b.last = min(max(2*b.last, reconnectMin), reconnectMax)
+	return b.last/2 + rand.N(b.last/2) //nolint:gosec // spreads clients in time, no secret
+}

@@ -1,0 +1,173 @@
+// Package e2e runs the manager as it is shipped, the program itself, against a
+// real API server and a real broker, kills one or the other, and counts.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"batchtask.dev/operator/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// program builds batchtask once for all tests of the package.
+var program = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "batchtask-e2e-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "batchtask")
+	build := exec.Command("go", "build", "-trimpath", "-o", path, "batchtask.dev/operator/cmd/batchtask") //nolint:noctx // ends by itself
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build batchtask: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// manager is a running manager.
+type manager struct {
+	cmd    *exec.Cmd
+	output *lockedBuffer
+	ended  chan struct{}
+}
+
+// startManager starts a manager and waits until it is ready.
+func startManager(t *testing.T, brokerURL string, flags ...string) *manager {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := testenv.Start(t)
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, env.KubeConfig, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	probe := freeAddress(t)
+	args := append([]string{
+		"manager", "--mqtt-url=" + brokerURL, "--webhooks=false", "--metrics-bind-address=0",
+		"--health-probe-bind-address=" + probe,
+	}, flags...)
+	m := &manager{output: &lockedBuffer{}, ended: make(chan struct{})}
+	m.cmd = exec.Command(path, args...) //nolint:gosec,noctx // our own program; ended by kill
+	m.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
+	m.cmd.Stdout, m.cmd.Stderr = m.output, m.output
+	if err := m.cmd.Start(); err != nil {
+		t.Fatalf("start the manager: %v", err)
+	}
+	go func() {
+		_ = m.cmd.Wait()
+		close(m.ended)
+	}()
+	t.Cleanup(func() {
+		m.kill()
+		if t.Failed() {
+			t.Logf("end of a manager's log:\n%s", m.output.tail(6000))
+		}
+	})
+	eventually(t, time.Minute, "the manager to be ready", func() (bool, string) {
+		select {
+		case <-m.ended:
+			t.Fatalf("the manager ended:\n%s", m.output.tail(6000))
+		default:
+		}
+		return answers(t.Context(), "http://"+probe+"/readyz"), ""
+	})
+	return m
+}
+
+// kill ends the manager with SIGKILL.
+func (m *manager) kill() {
+	_ = m.cmd.Process.Kill()
+	<-m.ended
+}
+
+// stop ends the manager with SIGTERM, as Kubernetes does.
+func (m *manager) stop(t *testing.T) {
+	t.Helper()
+	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatalf("stop the manager: %v", err)
+	}
+	select {
+	case <-m.ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the manager does not end after SIGTERM")
+	}
+}
+
+func answers(ctx context.Context, url string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return false
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	_ = res.Body.Close()
+	return res.StatusCode == http.StatusOK
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, limit time.Duration, what string, holds func() (bool, string)) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(limit)
+	for {
+		ok, state := holds()
+		if ok {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited %s for %s: %s", limit, what, state)
+		}
+	}
+}
+
+// lockedBuffer keeps what a program writes.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) tail(n int) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	text := b.buf.Bytes()
+	return string(text[max(0, len(text)-n):])
+}
