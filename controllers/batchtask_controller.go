@@ -204,7 +204,7 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 	if next.warning {
 		eventType = corev1.EventTypeWarning
 	}
-	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", cutMessage(readyMessage(task)))
+	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", eventNote(readyMessage(task)))
 	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", next.event,
 		"matched", task.Status.Devices.Matched, "succeeded", task.Status.Devices.Succeeded, "failed", task.Status.Devices.Failed)
 	return nil

@@ -18,8 +18,8 @@ const (
 	retCodeQuota   int32 = 10005 // too many waiting and processing tasks
 )
 
-// maxMessage is the longest text in a status or event, in characters: what the
-// schema of status.errMsg and the events API allow.
+// maxMessage is the longest text in a status, in characters: what the schema of
+// status.errMsg allows.
 const maxMessage = 1024
 
 // takeProgress copies what a run has counted.
@@ -96,6 +96,10 @@ func cutMessage(text string) string {
 	}
 	return text
 }
+
+// maxEventNote is the longest note of an event, in bytes: the API server refuses
+// a longer one, and nobody would hear of the event.
+const maxEventNote = 1024
 
 // eventNote shortens a text to what an event can say, never within a character.
 func eventNote(text string) string {

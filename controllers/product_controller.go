@@ -37,6 +37,7 @@ const countDelay = time.Second
 // devices. It must be the only one, and do one product at a time: see claim.
 type ProductReconciler struct {
 	Client   client.Client
+	Live     client.Reader // reads past every cache
 	Store    fleet.Store
 	Clock    clock.PassiveClock
 	Recorder events.EventRecorder
@@ -58,6 +59,13 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	status := p.Status.DeepCopy()
 	status.ObservedGeneration = p.Generation
 	ready := claim(p, rivals.Items)
+	if ready.Status == metav1.ConditionTrue && !product.Ready(p) {
+		// The cache may not show yet whom this reconciler has made Ready a moment ago.
+		if err := r.Live.List(ctx, &rivals, client.MatchingFields{product.FieldProductID: p.Spec.ProductID}); err != nil {
+			return reconcile.Result{}, fmt.Errorf("list products with ID %q live: %w", p.Spec.ProductID, err)
+		}
+		ready = claim(p, rivals.Items)
+	}
 	total, err := r.Store.Total(ctx, fleet.Product{Namespace: p.Namespace, ProductID: p.Spec.ProductID})
 	if errors.Is(err, fleet.ErrNotReady) {
 		return reconcile.Result{RequeueAfter: countDelay}, nil
@@ -133,7 +141,7 @@ func (r *ProductReconciler) write(ctx context.Context, p *v1alpha1.Product, stat
 		if now.Status != metav1.ConditionTrue {
 			eventType = corev1.EventTypeWarning
 		}
-		r.Recorder.Eventf(p, nil, eventType, now.Reason, "Claim", "%s", cutMessage(now.Message))
+		r.Recorder.Eventf(p, nil, eventType, now.Reason, "Claim", "%s", eventNote(now.Message))
 	}
 	return nil
 }

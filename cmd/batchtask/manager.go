@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -99,8 +101,8 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	if err := setupWebhooks(running, mgr, opts, ledger, store, clk); err != nil {
 		return err
 	}
-	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return fmt.Errorf("add health check: %w", err)
+	if err := addChecks(mgr); err != nil {
+		return err
 	}
 
 	go func() {
@@ -110,6 +112,23 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	}()
 	if err := mgr.Start(running); err != nil {
 		return fmt.Errorf("manager: %w", err)
+	}
+	return nil
+}
+
+// addChecks adds what /healthz and /readyz ask: a replica is ready once its caches
+// have been filled, and its webhooks (see setupWebhooks) answer.
+func addChecks(mgr ctrl.Manager) error {
+	synced := func(req *http.Request) error {
+		ctx, cancel := context.WithTimeout(req.Context(), time.Second)
+		defer cancel()
+		if !mgr.GetCache().WaitForCacheSync(ctx) {
+			return errors.New("the caches have not been filled yet")
+		}
+		return nil
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("caches", synced)); err != nil {
+		return fmt.Errorf("add health checks: %w", err)
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -87,11 +88,16 @@ func (l *Ledger) Check(ctx context.Context, namespace string) error {
 	return checkFree(quota)
 }
 
-// Release frees the slots of these tasks, if they hold any.
+// Release frees the slots of these tasks, if they hold any. In a namespace that is
+// being deleted the ledger may be gone already, and cannot be made again.
 func (l *Ledger) Release(ctx context.Context, namespace string, uids ...types.UID) error {
-	return l.change(ctx, namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
+	err := l.change(ctx, namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
 		return drop(q, uids...), nil
 	})
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil
+	}
+	return err
 }
 
 // Ensure makes the namespace's TaskQuota where it is missing, with every task in
@@ -212,7 +218,8 @@ func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1a
 	return refused
 }
 
-// open fills a new ledger with the tasks that are active already, oldest first,
+// open fills a new ledger with the tasks that are active already, and then those
+// that are about to be because they exist and have no phase yet, oldest first,
 // before its first slot is given away: the TaskQuota may have been deleted, or be
 // applied by a user to a namespace that has tasks. It is part of the same update
 // as the first change, so nobody ever sees a new ledger that is merely empty.
@@ -225,7 +232,7 @@ func (l *Ledger) open(ctx context.Context, quota *v1alpha1.TaskQuota) (opened bo
 		return false, fmt.Errorf("list tasks of namespace %q: %w", quota.Namespace, err)
 	}
 	quota.Status.Opened = true
-	for _, task := range activeByAge(tasks.Items) {
+	for _, task := range unfinished(tasks.Items) {
 		if checkFree(quota) != nil {
 			break // the limit was lowered meanwhile; the gate decides about the rest
 		}

@@ -89,13 +89,18 @@ func drop(q *v1alpha1.TaskQuota, uids ...types.UID) (changed bool) {
 	return len(q.Status.Slots) != before
 }
 
-// activeByAge returns the tasks that wait or run, the oldest first.
-func activeByAge(tasks []v1alpha1.BatchTask) []v1alpha1.BatchTask {
-	active := slices.DeleteFunc(slices.Clone(tasks), func(task v1alpha1.BatchTask) bool {
-		return task.Status.Phase == "" || task.Status.Phase.Finished()
+// unfinished returns the tasks that have not finished: those that wait or run
+// before those that have no phase yet, the oldest first.
+func unfinished(tasks []v1alpha1.BatchTask) []v1alpha1.BatchTask {
+	left := slices.DeleteFunc(slices.Clone(tasks), func(task v1alpha1.BatchTask) bool { return task.Status.Phase.Finished() })
+	rank := func(task v1alpha1.BatchTask) int {
+		if task.Status.Phase == "" {
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(left, func(a, b v1alpha1.BatchTask) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
 	})
-	slices.SortFunc(active, func(a, b v1alpha1.BatchTask) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
-	})
-	return active
+	return left
 }

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"batchtask.dev/operator/hack/localenv"
+)
+
+// runDev keeps everything running until ctx ends, which is no error.
+func runDev(ctx context.Context, s *settings, out *output) error {
+	opts, err := s.options(".dev", func(what string) { out.line("  %s", what) })
+	if err != nil {
+		return err
+	}
+	out.heading("Starting")
+	err = localenv.Run(ctx, opts, func(running context.Context, env *localenv.Env) error {
+		fleet, err := createFleet(running, s, env)
+		if err != nil {
+			return err
+		}
+		defer fleet.Close()
+		out.line("  devices: %d simulated ones of product %s, connected", s.devices, productID)
+
+		// Last, and removed first: whoever sees the file can use what it names.
+		file := filepath.Join(s.dir, localenv.EnvFile)
+		exports, err := exports(env, opts.Assets)
+		if err != nil {
+			return err
+		}
+		if err := localenv.WriteExports(file, exports); err != nil {
+			return err
+		}
+		defer func() { _ = os.Remove(file) }()
+		out.text(welcome(file, env))
+		<-running.Done()
+		return nil
+	})
+	var other *localenv.RunningError
+	switch {
+	case errors.As(err, &other):
+		return fmt.Errorf("make dev is running already in this checkout, as process %s: use it (. %s/env), or end it first",
+			other.PID, s.dir)
+	case ctx.Err() != nil:
+		out.line("\nEnded; everything is stopped.")
+		return nil
+	}
+	return err
+}
+
+// exports are the variables that reach the environment.
+func exports(env *localenv.Env, assets string) ([]localenv.Export, error) {
+	list := []localenv.Export{
+		{Name: "KUBECONFIG", Value: env.KubeConfig},
+		{Name: "BATCHTASK_NAMESPACE", Value: env.Namespace},
+		{Name: "MQTT_URL", Value: env.MQTTURL},
+	}
+	if _, err := exec.LookPath("kubectl"); err == nil {
+		return list, nil
+	}
+	path, err := filepath.Abs(assets)
+	if err != nil {
+		return nil, fmt.Errorf("looking for kubectl: %w", err)
+	}
+	return append(list, localenv.Export{Name: "PATH", Value: path, Prepend: true}), nil
+}
+
+func welcome(file string, env *localenv.Env) string {
+	listen := ""
+	broker, err := url.Parse(env.MQTTURL)
+	if _, missing := exec.LookPath("mosquitto_sub"); missing == nil && err == nil && broker.Scheme == "tcp" && broker.User == nil {
+		listen = fmt.Sprintf("\n  mosquitto_sub -h %s -p %s -v -t '%s/+/%s'    what all devices receive",
+			broker.Hostname(), broker.Port(), productID, topic)
+	}
+	return fmt.Sprintf(`
+Ready. In another terminal, in this folder:
+
+  . %s
+
+  kubectl apply -f config/samples/batchtask-update-shadow.yaml
+  kubectl apply -f config/samples/batchtask-publish-message.yaml
+  kubectl get bt -w                        watch the tasks
+  kubectl describe bt open-doors           what became of one
+  kubectl get device front-door -o yaml    a device and its shadow
+  kubectl explain bt.spec                  what a task can say%s
+
+Metrics: %s
+Ctrl-C ends everything.
+`, file, listen, env.MetricsURL)
+}

@@ -1,0 +1,39 @@
+package localenv
+
+import (
+	"context"
+	"fmt"
+
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+)
+
+// startManager starts `batchtask manager`, waits until it is ready, which
+// includes its webhooks, and returns the URL of its metrics.
+func (s *session) startManager(ctx context.Context, env *Env, webhook envtest.WebhookInstallOptions) (string, error) {
+	var addresses [2]string
+	for i := range addresses {
+		address, err := freeAddress(ctx, "127.0.0.1:0")
+		if err != nil {
+			return "", fmt.Errorf("looking for a free port for the manager: %w", err)
+		}
+		addresses[i] = address
+	}
+	metrics, probe := addresses[0], addresses[1]
+	err := s.run(ctx, program{
+		name: "manager",
+		path: s.Program,
+		args: []string{
+			"manager",
+			"--webhook-certs=files", "--webhook-cert-dir=" + webhook.LocalServingCertDir,
+			fmt.Sprintf("--webhook-port=%d", webhook.LocalServingPort),
+			"--metrics-bind-address=" + metrics, "--metrics-secure=false",
+			"--health-probe-bind-address=" + probe,
+			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
+		},
+		// The URL is not an argument: it may hold a password, and arguments can be
+		// seen by everyone.
+		env:   []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},
+		ready: answersOK("http://" + probe + "/readyz"),
+	})
+	return "http://" + metrics + "/metrics", err
+}

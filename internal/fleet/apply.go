@@ -1,0 +1,85 @@
+package fleet
+
+import (
+	"errors"
+	"slices"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/shadow"
+)
+
+// MaxAppliedTasks is how many tasks a shadow remembers.
+//
+// It must be so many that a task which has changed a shadow, and then was
+// interrupted before that was counted, still finds itself there when it goes on.
+// Other tasks push it out by changing the same shadow in the time between, each
+// once. They are the other active tasks of the namespace, four by default, and
+// those that take their places before the interrupted one goes on; but a resumed
+// task begins with the very devices that it had not counted, so hardly any do.
+// Sixteen leaves room for three times four. Where a TaskQuota allows more tasks
+// than that, and more than sixteen are interrupted together over one device, the
+// worst that happens is that a task is merged twice: its values are the same, and
+// the version is one higher.
+const MaxAppliedTasks = 16
+
+// Shadow is the shadow of a device with the tasks that changed it.
+type Shadow struct {
+	shadow.Stored
+	// AppliedTasks are the UIDs of the last tasks that changed the desired part, the
+	// newest last, at most [MaxAppliedTasks].
+	AppliedTasks []string
+}
+
+// Applied is what an update makes of a shadow.
+type Applied struct {
+	// Shadow is to be stored in the place of the one that was read, if Write is set.
+	Shadow Shadow
+	// Write is false when the shadow stays as it is.
+	Write bool
+	// Delta is the message to publish; nil for none.
+	Delta []byte
+}
+
+// Apply computes what the update makes of a shadow. Stores call it with what they
+// have read, and write the outcome on the condition that nobody else has written
+// in between. The error is a [*DeviceError].
+//
+// A shadow takes the update of a task exactly once, and its version grows by
+// exactly one for it, also when all values are as wanted already. A task can come
+// to a device again: the manager may stop after the shadow was written and before
+// the task's checkpoint was, and the answer to a write may be lost. So the task's
+// UID is written together with the shadow, in one step. If it is there already,
+// nothing is written. The delta is then made of the shadow as it is now and
+// returned once more, for nobody knows whether the broker had acknowledged it; a
+// device that has complied meanwhile is sent nothing, and one that gets the same
+// delta twice is no worse off than with any message of QoS 1.
+func (u DesiredUpdate) Apply(s Shadow) (Applied, error) {
+	doc, err := shadow.Parse(s.Stored)
+	if err != nil {
+		return Applied{}, &DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: err.Error()}
+	}
+	if slices.Contains(s.AppliedTasks, u.TaskUID) {
+		return Applied{Shadow: s, Delta: shadow.DeltaMessage(doc, u.Now.Unix())}, nil
+	}
+	if _, err := doc.MergeDesired(u.Patch, u.Now); err != nil {
+		return Applied{}, deviceError(err)
+	}
+	tasks := append(slices.Clone(s.AppliedTasks), u.TaskUID)
+	return Applied{
+		Shadow: Shadow{Stored: doc.Stored(), AppliedTasks: tasks[max(0, len(tasks)-MaxAppliedTasks):]},
+		Write:  true,
+		Delta:  shadow.DeltaMessage(doc, u.Now.Unix()),
+	}, nil
+}
+
+// deviceError gives an error of a merge its reason.
+func deviceError(err error) *DeviceError {
+	reason := v1alpha1.ReasonInvalidShadow
+	switch {
+	case errors.Is(err, shadow.ErrTooLarge):
+		reason = v1alpha1.ReasonShadowTooLarge
+	case errors.Is(err, shadow.ErrTooDeep):
+		reason = v1alpha1.ReasonShadowTooDeep
+	}
+	return &DeviceError{Reason: reason, Message: err.Error()}
+}

@@ -1,0 +1,96 @@
+// Package fleet says what the project needs of a place where devices and their
+// shadows are kept. The subpackages are such places; fleettest is the suite that
+// all of them pass.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"time"
+
+	"batchtask.dev/operator/internal/shadow"
+)
+
+// Product names a product. A product ID belongs to one namespace in the cluster.
+type Product struct {
+	Namespace string
+	ProductID string
+}
+
+// Query selects devices of a product by name. Names are compared by byte.
+type Query struct {
+	Product Product
+	// Filter selects the names that it matches anywhere, unless it is anchored; nil
+	// selects all (CreateTask, deviceNameFilter).
+	Filter *regexp.Regexp
+	// After is an exclusive lower bound; "" is from the start.
+	After string
+	// Until is an inclusive upper bound; "" is to the end. With After it makes a
+	// range, so that a task can be split.
+	Until string
+}
+
+// Store is where devices and their shadows are kept. It is safe for concurrent
+// use. Of several devices with one name and product, the oldest counts, and the
+// others do not exist for a Store.
+//
+// Errors are passing, and the call may be tried again later, unless they are
+// [ErrDeviceGone] or a [*DeviceError].
+type Store interface {
+	// Sync waits until the store has seen all devices of the namespace as they were
+	// written before the call, so that a task that was created after a device is for
+	// that device too. ctx bounds the wait; a store may set a bound of its own.
+	Sync(ctx context.Context, namespace string) error
+	// Count returns how many enabled devices match.
+	Count(ctx context.Context, q Query) (int64, error)
+	// Total returns how many devices the product has, disabled ones included.
+	Total(ctx context.Context, p Product) (int64, error)
+	// Scan returns the names of the first enabled devices that match, in ascending
+	// order, at most limit, which is at least 1. more is false when no other device
+	// matches. To go on, set q.After to the last name.
+	Scan(ctx context.Context, q Query, limit int) (names []string, more bool, err error)
+	// ApplyDesired merges an update into the desired part of the shadows of the named
+	// devices. It returns one result for each name, in the same order.
+	ApplyDesired(ctx context.Context, p Product, u DesiredUpdate, names []string) []DesiredResult
+}
+
+// DesiredUpdate is a change to the desired part of shadows, made by a task.
+type DesiredUpdate struct {
+	// TaskUID is the metadata.uid of the task. A shadow takes the update of a task
+	// once; see [DesiredUpdate.Apply].
+	TaskUID string
+	// Patch is merged into the desired part; see [shadow.Document.MergeDesired].
+	Patch shadow.Object
+	// Now is the time of the change and of the delta message.
+	Now time.Time
+}
+
+// DesiredResult is what became of one device.
+type DesiredResult struct {
+	// Delta is the message to publish to the device; nil when there is nothing that
+	// it should change, and when Err is set.
+	Delta []byte
+	// Err is nil, [ErrDeviceGone], a [*DeviceError], or a passing error.
+	Err error
+}
+
+var (
+	// ErrDeviceGone : the device was deleted after its name had been read. It has no
+	// result: it is neither a success nor a failure.
+	ErrDeviceGone = errors.New("the device does not exist any more")
+	// ErrNotReady : the store has not read its devices yet. It is passing.
+	ErrNotReady = errors.New("the devices have not been read yet")
+)
+
+// DeviceError is a failure that trying again does not change.
+type DeviceError struct {
+	// Reason is one word for programs: v1alpha1.ReasonShadowTooLarge,
+	// ReasonShadowTooDeep or ReasonInvalidShadow.
+	Reason string
+	// Message is a sentence for people. It holds no value of the shadow.
+	Message string
+}
+
+// Error returns the reason and the message.
+func (e *DeviceError) Error() string { return e.Reason + ": " + e.Message }

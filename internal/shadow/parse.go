@@ -1,0 +1,279 @@
+package shadow
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// What can be wrong with a document. Errors of this package are [*DocumentError]
+// and match one of these with errors.Is.
+var (
+	// ErrNotJSON : the text is not one JSON value in UTF-8.
+	ErrNotJSON = errors.New("not a JSON value")
+	// ErrNotObject : the value is JSON and not an object.
+	ErrNotObject = errors.New("not a JSON object")
+	// ErrIllegalKey : a key is empty, or stands twice in one object.
+	ErrIllegalKey = errors.New("illegal key")
+	// ErrTooDeep : there are more than MaxDepth levels.
+	ErrTooDeep = fmt.Errorf("more than %d levels deep", MaxDepth)
+	// ErrTooLarge : there are more than MaxBytes bytes.
+	ErrTooLarge = fmt.Errorf("larger than %d bytes", MaxBytes)
+)
+
+// DocumentError says what is wrong with a document, and where.
+type DocumentError struct {
+	// Kind is one of the errors of this package; errors.Is finds it.
+	Kind error
+	// Path leads to the value, as in "a.b[2]"; empty for the whole document and
+	// where it is not known.
+	Path string
+	// Offset is how many bytes of the text had been read; 0 where there is no text.
+	Offset int64
+	// Detail says more, for people; it may be empty.
+	Detail string
+}
+
+// Error returns a sentence for people.
+func (e *DocumentError) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Kind.Error())
+	if e.Path != "" {
+		fmt.Fprintf(&b, " at %s", e.Path)
+	}
+	if e.Offset > 0 {
+		fmt.Fprintf(&b, " (byte %d)", e.Offset)
+	}
+	if e.Detail != "" {
+		b.WriteString(": " + e.Detail)
+	}
+	return b.String()
+}
+
+// Unwrap returns the kind.
+func (e *DocumentError) Unwrap() error { return e.Kind }
+
+// limits are what parseObject enforces.
+type limits struct{ depth, bytes int }
+
+var unlimited = limits{depth: math.MaxInt, bytes: math.MaxInt}
+
+// ParseDesired reads what is to be merged into the desired part of shadows
+// (CreateTask, tasks.updateShadowTask.desired): exactly one JSON object in UTF-8,
+// at most [MaxBytes] bytes and [MaxDepth] levels, in which no key is empty or
+// stands twice in one object. Numbers keep their digits. Errors are of type
+// [*DocumentError].
+func ParseDesired(text string) (Object, error) {
+	object, err := parseObject(text, limits{depth: MaxDepth, bytes: MaxBytes})
+	if err != nil {
+		return nil, err
+	}
+	// The stored form escapes U+2028 and U+2029 and so can be longer than the text.
+	// A patch that fits no shadow is better refused here than by every device.
+	if size := len(encode(object)); size > MaxBytes {
+		return nil, &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it would be stored with %d bytes", size)}
+	}
+	return object, nil
+}
+
+func parseObject(text string, limits limits) (Object, error) {
+	if len(text) > limits.bytes {
+		return nil, &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it has %d bytes", len(text))}
+	}
+	if !utf8.ValidString(text) {
+		// encoding/json would put U+FFFD in the place of what it cannot read.
+		return nil, &DocumentError{Kind: ErrNotJSON, Offset: invalidUTF8(text), Detail: "invalid UTF-8"}
+	}
+	// The decoder below reads token by token, which is laxer than the grammar, so
+	// the grammar comes first. This also finds what follows the value.
+	if err := json.Unmarshal([]byte(text), new(json.RawMessage)); err != nil {
+		e := &DocumentError{Kind: ErrNotJSON, Detail: err.Error()}
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+			e.Offset = syntax.Offset
+		}
+		return nil, e
+	}
+	p := parser{decoder: json.NewDecoder(strings.NewReader(text)), text: text, depth: limits.depth}
+	p.decoder.UseNumber()
+	value, err := p.value(1)
+	if err != nil {
+		return nil, err
+	}
+	object, ok := value.(Object)
+	if !ok {
+		return nil, &DocumentError{Kind: ErrNotObject, Detail: "it is " + kindOf(value)}
+	}
+	return object, nil
+}
+
+// parser reads a text that is known to follow the grammar.
+type parser struct {
+	decoder *json.Decoder
+	text    string
+	depth   int
+	path    []string
+}
+
+// value reads the next value, which is at the given level if it is an object or
+// an array.
+func (p *parser) value(level int) (any, error) {
+	token, err := p.token()
+	if err != nil {
+		return nil, err
+	}
+	delim, ok := token.(json.Delim)
+	if !ok {
+		return token, nil
+	}
+	if level > p.depth {
+		return nil, p.fault(ErrTooDeep, "")
+	}
+	if delim == '[' {
+		return p.array(level)
+	}
+	return p.object(level)
+}
+
+func (p *parser) object(level int) (any, error) {
+	object := Object{}
+	for p.decoder.More() {
+		token, err := p.token()
+		if err != nil {
+			return nil, err
+		}
+		key, _ := token.(string)
+		if key == "" {
+			return nil, p.fault(ErrIllegalKey, "a key is empty")
+		}
+		p.path = append(p.path, key)
+		if _, exists := object[key]; exists {
+			return nil, p.fault(ErrIllegalKey, "the key stands twice in one object")
+		}
+		if object[key], err = p.value(level + 1); err != nil {
+			return nil, err
+		}
+		p.path = p.path[:len(p.path)-1]
+	}
+	_, err := p.token()
+	return object, err
+}
+
+func (p *parser) array(level int) (any, error) {
+	array := []any{}
+	for p.decoder.More() {
+		p.path = append(p.path, indexStep(len(array)))
+		value, err := p.value(level + 1)
+		if err != nil {
+			return nil, err
+		}
+		array = append(array, value)
+		p.path = p.path[:len(p.path)-1]
+	}
+	_, err := p.token()
+	return array, err
+}
+
+// token returns the next token. It refuses strings with half a surrogate pair,
+// which JSON can write and Unicode text cannot hold.
+func (p *parser) token() (json.Token, error) {
+	start := p.decoder.InputOffset()
+	token, err := p.decoder.Token()
+	if err != nil {
+		return nil, p.fault(ErrNotJSON, err.Error())
+	}
+	if s, ok := token.(string); ok && strings.ContainsRune(s, utf8.RuneError) {
+		if halfSurrogate(p.text[start:p.decoder.InputOffset()]) {
+			return nil, p.fault(ErrNotJSON, "a string holds half of a surrogate pair")
+		}
+	}
+	return token, nil
+}
+
+func (p *parser) fault(kind error, detail string) error {
+	return &DocumentError{Kind: kind, Path: pathString(p.path), Offset: p.decoder.InputOffset(), Detail: detail}
+}
+
+// halfSurrogate reports whether a JSON string literal has an escape of a
+// surrogate that does not belong to a pair.
+func halfSurrogate(literal string) bool {
+	for i := 0; i < len(literal); i++ {
+		if literal[i] != '\\' {
+			continue
+		}
+		i++
+		if literal[i] != 'u' {
+			continue
+		}
+		first := escaped(literal[i+1:])
+		i += 4
+		if !utf16.IsSurrogate(first) {
+			continue
+		}
+		rest, ok := strings.CutPrefix(literal[i+1:], `\u`)
+		if !ok || utf16.DecodeRune(first, escaped(rest)) == utf8.RuneError {
+			return true
+		}
+		i += 6
+	}
+	return false
+}
+
+// escaped returns the number of the four hexadecimal digits that s begins with.
+func escaped(s string) rune {
+	n, err := strconv.ParseUint(s[:4], 16, 16)
+	if err != nil {
+		return utf8.RuneError
+	}
+	return rune(n)
+}
+
+// invalidUTF8 returns how many bytes of s can be read as UTF-8, plus one.
+func invalidUTF8(s string) int64 {
+	for i, r := range s {
+		if r == utf8.RuneError && !strings.HasPrefix(s[i:], "\uFFFD") {
+			return int64(i) + 1
+		}
+	}
+	return 0
+}
+
+// kindOf names the kind of a JSON value that is not an object.
+func kindOf(value any) string {
+	switch value.(type) {
+	case nil:
+		return "null"
+	case bool:
+		return "true or false"
+	case string:
+		return "a string"
+	case json.Number:
+		return "a number"
+	default:
+		return "an array"
+	}
+}
+
+func indexStep(i int) string { return "[" + strconv.Itoa(i) + "]" }
+
+// pathString joins the steps of a path. Keys may be as long as the document, so
+// it keeps the end of a long path, which says most.
+func pathString(path []string) string {
+	var b strings.Builder
+	for i, step := range path {
+		if i > 0 && !strings.HasPrefix(step, "[") {
+			b.WriteByte('.')
+		}
+		b.WriteString(step)
+	}
+	const most = 120
+	runes := []rune(b.String())
+	if len(runes) > most {
+		return "…" + string(runes[len(runes)-most:])
+	}
+	return string(runes)
+}

@@ -1,0 +1,214 @@
+// Package testenv runs tests against a real control plane: etcd and
+// kube-apiserver as processes, with the project's custom resources installed. It
+// is for tests only.
+//
+// A test package hands its TestMain over and asks for the environment where it
+// needs it:
+//
+//	func TestMain(m *testing.M) { testenv.Main(m) }
+//
+//	func TestX(t *testing.T) {
+//		env := testenv.Start(t)
+//		namespace := env.Namespace(t)
+//		…
+//	}
+//
+// The control plane is started by the first Start and stopped after the last
+// test, so that a run of tests that need none does not wait for one.
+package testenv
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	"batchtask.dev/operator/api/v1alpha1"
+)
+
+// Env is a running control plane.
+type Env struct {
+	// Config connects as a cluster administrator, without client-side throttling.
+	Config *rest.Config
+	// Client reads and writes without a cache. Its scheme is Scheme().
+	Client client.WithWatch
+	// Webhook says where the API server expects the webhooks, if they were asked
+	// for with WithWebhooks: host, port and the directory of the certificate.
+	Webhook envtest.WebhookInstallOptions
+	// KubeConfig is Config as the content of a kubeconfig file.
+	KubeConfig []byte
+
+	environment *envtest.Environment
+}
+
+// Option changes what Main prepares.
+type Option func(*settings)
+
+type settings struct {
+	webhooks bool
+	leaks    []goleak.Option
+}
+
+// WithWebhooks installs the webhook configurations of config/webhook. The test
+// serves the webhooks at Env.Webhook.
+func WithWebhooks() Option {
+	return func(s *settings) { s.webhooks = true }
+}
+
+// WithLeakOptions adds to how goroutines that are left over are looked for.
+func WithLeakOptions(options ...goleak.Option) Option {
+	return func(s *settings) { s.leaks = append(s.leaks, options...) }
+}
+
+// shared is the one environment of a test binary.
+var shared struct {
+	mu       sync.Mutex
+	prepared bool
+	settings settings
+	env      *Env
+	err      error
+}
+
+// Main runs the tests of a package, stops the control plane if one was started,
+// fails when goroutines are left over, and exits. Logs are shown with -v.
+func Main(m *testing.M, options ...Option) {
+	shared.mu.Lock()
+	for _, option := range options {
+		option(&shared.settings)
+	}
+	shared.prepared = true
+	shared.mu.Unlock()
+
+	flag.Parse()
+	if testing.Verbose() {
+		log.SetLogger(klog.Background())
+	} else {
+		log.SetLogger(logr.Discard())
+	}
+
+	code := m.Run()
+	if err := stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping the control plane:", err)
+		code = max(code, 1)
+	}
+	if code == 0 {
+		if err := goleak.Find(shared.settings.leaks...); err != nil {
+			fmt.Fprintln(os.Stderr, "goroutines are left over:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// Start returns the control plane of this test binary, and starts it when this is
+// the first call. It ends the test when that fails.
+func Start(tb testing.TB) *Env {
+	tb.Helper()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if !shared.prepared {
+		tb.Fatal("testenv.Start without testenv.Main: the control plane would never be stopped")
+	}
+	if shared.env == nil && shared.err == nil {
+		shared.env, shared.err = start(shared.settings)
+	}
+	if shared.err != nil {
+		tb.Fatal(shared.err)
+	}
+	return shared.env
+}
+
+func start(s settings) (*Env, error) {
+	root, err := moduleRoot()
+	if err != nil {
+		return nil, err
+	}
+	binaries, err := assets(root, os.Getenv("KUBEBUILDER_ASSETS"))
+	if err != nil {
+		return nil, err
+	}
+	environment := &envtest.Environment{
+		Scheme:                   Scheme(),
+		BinaryAssetsDirectory:    binaries,
+		CRDDirectoryPaths:        []string{filepath.Join(root, "config", "crd", "bases")},
+		ErrorIfCRDPathMissing:    true,
+		ControlPlaneStartTimeout: time.Minute,
+		ControlPlaneStopTimeout:  time.Minute,
+	}
+	if s.webhooks {
+		environment.WebhookInstallOptions.Paths = []string{filepath.Join(root, "config", "webhook")}
+	}
+	config, err := environment.Start()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the control plane of %s: %w", binaries, err), environment.Stop())
+	}
+	config.QPS = -1
+	c, err := client.NewWithWatch(config, client.Options{Scheme: Scheme()})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making a client: %w", err), environment.Stop())
+	}
+	return &Env{
+		Config:      config,
+		Client:      c,
+		Webhook:     environment.WebhookInstallOptions,
+		KubeConfig:  environment.KubeConfig,
+		environment: environment,
+	}, nil
+}
+
+func stop() error {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.env == nil {
+		return nil
+	}
+	// The idle connections of the clients, which share the transport of the
+	// configuration, would count as left over.
+	defer closeIdle(shared.env.Config)
+	return shared.env.environment.Stop()
+}
+
+func closeIdle(config *rest.Config) {
+	if c, err := rest.HTTPClientFor(config); err == nil {
+		c.CloseIdleConnections()
+	}
+}
+
+// Namespace makes a namespace and returns its name. It is not deleted: no
+// controller runs here that would empty it, and the control plane goes away.
+func (e *Env) Namespace(tb testing.TB) string {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
+	defer cancel()
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}
+	if err := e.Client.Create(ctx, namespace); err != nil {
+		tb.Fatalf("making a namespace: %v", err)
+	}
+	return namespace.Name
+}
+
+// Scheme returns a new scheme with the types of Kubernetes and of this project.
+func Scheme() *runtime.Scheme {
+	scheme := runtime.NewScheme()
+	utilruntime.Must(clientgoscheme.AddToScheme(scheme))
+	utilruntime.Must(v1alpha1.AddToScheme(scheme))
+	return scheme
+}

@@ -1,0 +1,299 @@
+package webhook_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admission/v1"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/taskid"
+	"batchtask.dev/operator/internal/testobj"
+)
+
+func TestDryRun(t *testing.T) {
+	s := run(t)
+	namespace, id := s.namespace(t)
+	for _, device := range []*testobj.DeviceBuilder{
+		testobj.Device("front-door-1"), testobj.Device("back-door-2"), testobj.Device("window-1"), testobj.Device("door-3").Disabled(),
+	} {
+		if err := s.client.Create(t.Context(), device.In(namespace).Product(id).Obj()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct{ filter, want string }{
+		{"door", "spec.deviceNameFilter: matches 2 devices now"},
+		{"^front", "spec.deviceNameFilter: matches 1 device now"},
+		{"door$", "spec.deviceNameFilter: matches 0 devices now"},
+		{".*", "spec.deviceNameFilter: matches 3 devices now"},
+	} {
+		s.warnings.take()
+		task := testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close").Filter(tc.filter)
+		if err := s.client.Create(t.Context(), task.Obj(), client.DryRunAll); err != nil {
+			t.Fatalf("dry run with the filter %s: %v", tc.filter, err)
+		}
+		if diff := cmp.Diff([]string{tc.want}, s.warnings.take()); diff != "" {
+			t.Errorf("warnings for the filter %s (-want +got):\n%s", tc.filter, diff)
+		}
+	}
+	if slots := s.slots(t, namespace); len(slots) > 0 {
+		t.Errorf("dry runs hold the slots %v", slots)
+	}
+	// When the namespace is full a dry run says so.
+	s.burst(t, 5, namespace, id, "task-")
+	task := testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close")
+	if err := s.client.Create(t.Context(), task.Obj(), client.DryRunAll); !isLimit(err) {
+		t.Errorf("dry run in a full namespace: %v, want 403 TaskLimitExceeded", err)
+	}
+}
+
+func TestTaskID(t *testing.T) {
+	s := run(t)
+	namespace, id := s.namespace(t)
+	const asID = "5ad5aa513332ea4cb86e9ad5"
+	for _, tc := range []struct {
+		name   string
+		label  string
+		wantID func(string) bool
+	}{
+		{"task", "", taskid.Valid},
+		{asID, "", func(id string) bool { return id == asID }},
+		{"copied", asID, func(id string) bool { return taskid.Valid(id) && id != asID }},
+	} {
+		task := testobj.BatchTask(tc.name).In(namespace).Product(id).Publish("event", "close")
+		if tc.label != "" {
+			task.Label(v1alpha1.LabelTaskID, tc.label)
+		}
+		created := task.Obj()
+		if err := s.client.Create(t.Context(), created); err != nil {
+			t.Fatal(err)
+		}
+		label := created.Labels[v1alpha1.LabelTaskID]
+		if !tc.wantID(label) {
+			t.Errorf("the label of task %s is %q", tc.name, label)
+		}
+		if diff := cmp.Diff(task.Obj().Spec, created.Spec); diff != "" {
+			t.Errorf("the spec of task %s was changed (-applied +stored):\n%s", tc.name, diff)
+		}
+		waitFor(t, "status.taskID", func() (bool, any) {
+			err := s.client.Get(t.Context(), client.ObjectKeyFromObject(created), created)
+			return err == nil && created.Status.TaskID == label, created.Status.TaskID
+		})
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	s := run(t)
+	namespace, id := s.namespace(t)
+	conflict := s.env.Namespace(t)
+	if err := s.client.Create(t.Context(), testobj.Product("late").In(conflict).ID(id).Obj()); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	task := func() *testobj.BatchTaskBuilder {
+		return testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close")
+	}
+	for _, tc := range []struct {
+		name      string
+		task      *testobj.BatchTaskBuilder
+		wantField string
+		wantCause metav1.CauseType
+		want      string // part of the message
+	}{
+		{
+			"a pattern that is none", task().Filter("("), "spec.deviceNameFilter", metav1.CauseTypeFieldValueInvalid,
+			`spec.deviceNameFilter: Invalid value: "(": is not a regular expression in RE2 syntax: missing closing ): ` + "`(`",
+		},
+		{
+			"a schedule in the past", task().ScheduleAt(now.Unix() - 60), "spec.scheduleTimeInSeconds", metav1.CauseTypeFieldValueInvalid,
+			"is in the past: it is " + time.Unix(now.Unix()-60, 0).UTC().Format(time.RFC3339) + ", and now it is ",
+		},
+		{
+			"a topic that is not listed", task().Publish("evnt", ""), "spec.tasks.publishMessageTask.topic", metav1.CauseTypeFieldValueNotSupported,
+			`spec.tasks.publishMessageTask.topic: Unsupported value: "evnt": supported values: "event"`,
+		},
+		{
+			"a desired state that is no object", task().UpdateShadow("[1]"), "spec.tasks.updateShadowTask.desired", metav1.CauseTypeFieldValueInvalid,
+			`spec.tasks.updateShadowTask.desired: Invalid value: "[1]": not a JSON object: it is an array`,
+		},
+		{
+			"a product that does not exist", task().Product("NONE"), "spec.productID", v1alpha1.CauseProductNotFound,
+			fmt.Sprintf(`spec.productID: Invalid value: "NONE": namespace %q has no Product with this spec.productID`, namespace),
+		},
+		{
+			"a product whose ID belongs to another namespace", task().In(conflict), "spec.productID", v1alpha1.CauseProductNotReady,
+			fmt.Sprintf(`Product "late" is not Ready: ProductIDConflict: spec.productID: %q belongs to a Product of another namespace, which is older.`, id),
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := s.client.Create(t.Context(), tc.task.Obj())
+			if !apierrors.IsInvalid(err) {
+				t.Fatalf("got %v, want 422 Invalid", err)
+			}
+			if cause, ok := apierrors.StatusCause(err, tc.wantCause); !ok || cause.Field != tc.wantField {
+				t.Errorf("there is no cause %s of %s in %+v", tc.wantCause, tc.wantField, err.(apierrors.APIStatus).Status().Details)
+			}
+			if !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("message: %v\nwant it to say: %s", err, tc.want)
+			}
+		})
+	}
+	for _, ns := range []string{namespace, conflict} {
+		if slots := s.slots(t, ns); len(slots) > 0 {
+			t.Errorf("refused tasks hold the slots %v", slots)
+		}
+	}
+}
+
+// A product and its tasks can be applied in one go.
+func TestTaskRightAfterItsProduct(t *testing.T) {
+	s := run(t)
+	for range 5 {
+		namespace := s.env.Namespace(t)
+		id := uniqueID(namespace)
+		if err := s.client.Create(t.Context(), testobj.Product("product").In(namespace).ID(id).Obj()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.client.Create(t.Context(), testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close").Obj()); err != nil {
+			t.Errorf("a task right after its product: %v", err)
+		}
+	}
+}
+
+func TestSchedules(t *testing.T) {
+	s := run(t)
+	namespace, id := s.namespace(t)
+	s.warnings.take()
+	now := time.Now()
+	far := testobj.BatchTask("far").In(namespace).Product(id).Publish("event", "close").ScheduleAt(now.Unix() + 2*86400).Obj()
+	if err := s.client.Create(t.Context(), far); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(s.warnings.take(), "\n")
+	if want := "is more than 86400 seconds ahead: the task will start 86400 seconds from now, at "; !strings.Contains(got, want) {
+		t.Errorf("warnings: %q, want one that says: %s", got, want)
+	}
+	waitFor(t, "the task to wait", func() (bool, any) {
+		err := s.client.Get(t.Context(), client.ObjectKeyFromObject(far), far)
+		return err == nil && far.Status.Phase == v1alpha1.TaskPhaseWaiting, err
+	})
+	if got, want := far.Status.ScheduleTime.Time, far.CreationTimestamp.Add(86400*time.Second); !got.Equal(want) {
+		t.Errorf("it starts at %v, want %v, 86400 s after it was created", got, want)
+	}
+	if far.Spec.ScheduleTimeInSeconds != now.Unix()+2*86400 || far.Generation != 1 {
+		t.Errorf("its spec was changed: scheduleTimeInSeconds %d, generation %d", far.Spec.ScheduleTimeInSeconds, far.Generation)
+	}
+	// Callers' clocks may run a little slow.
+	slow := testobj.BatchTask("slow").In(namespace).Product(id).Publish("event", "close").ScheduleAt(time.Now().Unix() - 3).Obj()
+	if err := s.client.Create(t.Context(), slow); err != nil {
+		t.Fatalf("a schedule within the skew: %v", err)
+	}
+	waitFor(t, "it to run at once", func() (bool, any) { return s.executor.Working(slow.UID), nil })
+}
+
+// A create that somebody else refuses after a slot was reserved for it keeps the
+// slot for the grace time and no longer.
+func TestRefusedAfterwards(t *testing.T) {
+	s := run(t)
+	namespace, id := s.namespace(t)
+	var configuration admissionregistrationv1.ValidatingWebhookConfigurationList
+	if err := s.client.List(t.Context(), &configuration); err != nil {
+		t.Fatal(err)
+	}
+	ours := configuration.Items[0].Webhooks[0]
+
+	// It refuses once a slot has been reserved: webhooks are called side by side.
+	denier := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var review admissionv1.AdmissionReview
+		if err := json.Unmarshal(body, &review); err != nil {
+			t.Error(err)
+			return
+		}
+		if !*review.Request.DryRun {
+			waitFor(t, "a slot to be reserved", func() (bool, any) { return len(s.slots(t, namespace)) > 0, nil })
+		}
+		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Result: &metav1.Status{Message: "not today"}}
+		_ = json.NewEncoder(w).Encode(review)
+	}))
+	defer denier.Close()
+	other := &admissionregistrationv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: "other"},
+		Webhooks: []admissionregistrationv1.ValidatingWebhook{{
+			Name: "other.example.org", AdmissionReviewVersions: []string{"v1"}, Rules: ours.Rules, SideEffects: ours.SideEffects,
+			ObjectSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"refuse": "me"}},
+			ClientConfig:   admissionregistrationv1.WebhookClientConfig{URL: &denier.URL, CABundle: certificate(denier)},
+		}},
+	}
+	if err := s.client.Create(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.env.Client.Delete(context.Background(), other); err != nil {
+			t.Error(err)
+		}
+	})
+	checkSlots := neverMoreThan(t, s, 5, &v1alpha1.TaskQuotaList{}, namespace, countSlots)
+	refused := testobj.BatchTask("refused").In(namespace).Product(id).Publish("event", "close").Label("refuse", "me")
+	waitFor(t, "the other webhook to be known", func() (bool, any) {
+		err := s.client.Create(t.Context(), refused.Obj(), client.DryRunAll)
+		return err != nil, err
+	})
+	began := time.Now()
+	if err := s.client.Create(t.Context(), refused.Obj()); err == nil || !strings.Contains(err.Error(), "not today") {
+		t.Fatalf("got %v, want the refusal of the other webhook", err)
+	}
+	waitFor(t, "the slot to be freed", func() (bool, any) {
+		slots := s.slots(t, namespace)
+		return len(slots) == 0, slots
+	})
+	// reservedAt is cut to whole seconds.
+	if took := time.Since(began); took < grace-time.Second || took > grace+3*time.Second {
+		t.Errorf("the slot was freed after %v, want about %v", took, grace)
+	}
+	if admitted := s.burst(t, 10, namespace, id, "task-"); len(admitted) != 5 {
+		t.Errorf("%d tasks were admitted after that, want 5", len(admitted))
+	}
+	checkSlots()
+}
+
+// A lowered limit ends no task, and lets no new one in before there is room.
+func TestLoweredLimit(t *testing.T) {
+	s := run(t)
+	namespace, id := s.namespace(t)
+	admitted := s.burst(t, 5, namespace, id, "task-")
+	waitFor(t, "five tasks to be active", func() (bool, any) { return len(s.active(t, namespace)) == 5, nil })
+	ledger := &v1alpha1.TaskQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName}}
+	if err := s.client.Patch(t.Context(), ledger, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"maxActiveTasks":2}}`))); err != nil {
+		t.Fatal(err)
+	}
+	for i, task := range admitted[:4] {
+		if more := s.burst(t, 3, namespace, id, fmt.Sprintf("more-%d-", i)); len(more) != 0 {
+			t.Errorf("with %d active tasks and a limit of 2, %d were admitted", 5-i, len(more))
+			break
+		}
+		if err := s.client.Delete(t.Context(), task); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "a slot to be freed", func() (bool, any) {
+			slots := s.slots(t, namespace)
+			return len(slots) == 4-i, slots
+		})
+	}
+	if more := s.burst(t, 3, namespace, id, "last-"); len(more) != 1 {
+		t.Errorf("with one active task and a limit of 2, %d were admitted", len(more))
+	}
+}
