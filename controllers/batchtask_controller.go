@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -12,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -48,6 +46,7 @@ type Executor interface {
 	Cancel(name types.NamespacedName, uid types.UID)
 	Suspend(name types.NamespacedName, uid types.UID)
 	Forget(name types.NamespacedName)
+	Saved(name types.NamespacedName, uid types.UID, mark uint64)
 	Working(uid types.UID) bool
 }
 
@@ -71,6 +70,7 @@ type BatchTaskReconciler struct {
 	Wake *Wakeups
 
 	admitted admitted
+	written  written
 }
 
 // Reconcile takes a task one step further.
@@ -86,6 +86,7 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		r.forget(req.NamespacedName) // its slot is freed when it is gone
 		return reconcile.Result{}, nil
 	}
+	r.written.refresh(task)
 	if task.Status.Phase.Finished() {
 		return r.reconcileFinished(ctx, task)
 	}
@@ -103,6 +104,9 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	next := decide(task, seen)
 	if err := r.write(ctx, task, next); err != nil {
 		return retryConflict(err)
+	}
+	if seen.progress != nil {
+		r.Executor.Saved(req.NamespacedName, task.UID, seen.progress.Mark)
 	}
 	if err := r.act(task, next.action); err != nil {
 		return reconcile.Result{}, err
@@ -196,6 +200,7 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 		task.Status = before.Status
 		return fmt.Errorf("write status: %w", err)
 	}
+	r.written.keep(task)
 	r.Metrics.observeStatus(before, task, r.Clock.Now())
 	if next.event == "" {
 		return nil
@@ -302,6 +307,7 @@ func (r *BatchTaskReconciler) observeGeneration(ctx context.Context, task *v1alp
 func (r *BatchTaskReconciler) forget(name types.NamespacedName) {
 	r.Executor.Forget(name)
 	r.admitted.remove(name)
+	r.written.drop(name)
 }
 
 // SetupWithManager registers the reconciler. The cache must have the index of
@@ -342,59 +348,4 @@ var readyChanged = predicate.Funcs{
 		before, after := e.ObjectOld.(*v1alpha1.Product), e.ObjectNew.(*v1alpha1.Product) //nolint:forcetypeassert // watched as such
 		return product.Ready(before) != product.Ready(after)
 	},
-}
-
-// admitted remembers which tasks have passed the gate in this process.
-type admitted struct {
-	mu    sync.Mutex
-	byKey map[types.NamespacedName]types.UID
-	uids  map[types.UID]struct{}
-}
-
-func (a *admitted) has(uid types.UID) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, ok := a.uids[uid]
-	return ok
-}
-
-func (a *admitted) add(name types.NamespacedName, uid types.UID) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.uids == nil {
-		a.byKey, a.uids = map[types.NamespacedName]types.UID{}, map[types.UID]struct{}{}
-	}
-	delete(a.uids, a.byKey[name])
-	a.byKey[name], a.uids[uid] = uid, struct{}{}
-}
-
-func (a *admitted) remove(name types.NamespacedName) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.uids, a.byKey[name])
-	delete(a.byKey, name)
-}
-
-// Wakeups carries the executor's news to the reconciler's queue.
-type Wakeups struct {
-	mu    sync.Mutex
-	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
-}
-
-// Wake puts a task into the queue. Before the controller has started there is
-// none, and no run either.
-func (w *Wakeups) Wake(name types.NamespacedName) {
-	w.mu.Lock()
-	queue := w.queue
-	w.mu.Unlock()
-	if queue != nil {
-		queue.Add(reconcile.Request{NamespacedName: name})
-	}
-}
-
-func (w *Wakeups) start(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.queue = queue
-	return nil
 }

@@ -124,8 +124,11 @@ func TestDecide(t *testing.T) {
 	}
 	for name, product := range map[string]productCondition{"ready": readyProduct, "held": heldProduct, "gone": goneProduct} {
 		rows = append(rows,
-			row{"waiting, not due, product " + name, inPhase(v1alpha1.TaskPhaseWaiting).Obj(), observation{now: before, product: product},
-				with(waiting, func(w *want) { w.Wake = start.Sub(before) })},
+			row{
+				"waiting, not due, product " + name, inPhase(v1alpha1.TaskPhaseWaiting).Obj(),
+				observation{now: before, product: product},
+				with(waiting, func(w *want) { w.Wake = start.Sub(before) }),
+			},
 			row{"waiting, cancelled, product " + name, inPhase(v1alpha1.TaskPhaseWaiting).Cancel().Obj(), observation{now: before, product: product}, cancelled},
 			row{"waiting, due and cancelled, product " + name, inPhase(v1alpha1.TaskPhaseWaiting).Cancel().Obj(), observation{now: due, product: product}, cancelled},
 		)
@@ -135,8 +138,11 @@ func TestDecide(t *testing.T) {
 	rows = append(rows,
 		row{"due", inPhase(v1alpha1.TaskPhaseWaiting).Obj(), observation{now: due, product: readyProduct}, with(running, begun)},
 		row{"due at this very moment", inPhase(v1alpha1.TaskPhaseWaiting).Obj(), observation{now: start, product: readyProduct}, with(running, begun)},
-		row{"due, product held", inPhase(v1alpha1.TaskPhaseWaiting).Obj(), observation{now: due, product: heldProduct},
-			with(held, func(w *want) { begun(w); w.Wake = 86401 * time.Second })},
+		row{
+			"due, product held", inPhase(v1alpha1.TaskPhaseWaiting).Obj(),
+			observation{now: due, product: heldProduct},
+			with(held, func(w *want) { begun(w); w.Wake = 86401 * time.Second }),
+		},
 		row{"due, product gone", inPhase(v1alpha1.TaskPhaseWaiting).Obj(), observation{now: due, product: goneProduct}, failed(v1alpha1.ReasonProductNotFound, 10004)},
 	)
 
@@ -316,16 +322,21 @@ func TestClaim(t *testing.T) {
 		{"alone", a.Obj(), []v1alpha1.Product{*a.Obj()}, v1alpha1.ReasonProductReady, "Tasks may run on this product"},
 		{"the older", a.Obj(), []v1alpha1.Product{*b.Obj(), *a.Obj()}, v1alpha1.ReasonProductReady, "Tasks may run on this product"},
 		{
-			"the later, of another namespace", b.Obj(), []v1alpha1.Product{*b.Obj(), *a.Obj()}, v1alpha1.ReasonProductIDConflict,
+			"the later, of another namespace", b.Obj(),
+			[]v1alpha1.Product{*b.Obj(), *a.Obj()},
+			v1alpha1.ReasonProductIDConflict,
 			`spec.productID: "ABCDE12345" belongs to a Product of another namespace, which is older. Choose another ID; this product takes over if that one is deleted.`,
 		},
 		{
 			"the later, of the same namespace", testobj.Product("b").In("one").Created("b", later).Obj(),
-			[]v1alpha1.Product{*a.Obj(), *testobj.Product("b").In("one").Created("b", later).Obj()}, v1alpha1.ReasonProductIDConflict,
+			[]v1alpha1.Product{*a.Obj(), *testobj.Product("b").In("one").Created("b", later).Obj()},
+			v1alpha1.ReasonProductIDConflict,
 			`spec.productID: "ABCDE12345" belongs to Product "a", which is older. Choose another ID; this product takes over if that one is deleted.`,
 		},
 		{
-			"the older, while the later is still Ready", a.Obj(), []v1alpha1.Product{isReady(b), *a.Obj()}, v1alpha1.ReasonProductIDConflict,
+			"the older, while the later is still Ready", a.Obj(),
+			[]v1alpha1.Product{isReady(b), *a.Obj()},
+			v1alpha1.ReasonProductIDConflict,
 			`spec.productID: "ABCDE12345" is being handed over from a younger Product`,
 		},
 		{"of one second, the smaller UID", testobj.Product("b").Created("a", created).Obj(), []v1alpha1.Product{

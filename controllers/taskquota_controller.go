@@ -51,11 +51,34 @@ func (r *TaskQuotaReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("read TaskQuota: %w", err)
 	}
+	if err := r.keepActive(ctx, ledger); err != nil {
+		return reconcile.Result{}, err
+	}
 	next, err := r.Ledger.Reap(ctx, ledger, r.Grace, r.Executor.Working)
 	if err != nil {
 		return reconcile.Result{}, fmt.Errorf("free slots: %w", err)
 	}
 	return reconcile.Result{RequeueAfter: next}, nil
+}
+
+// keepActive takes the slots out of ledger whose task the cache shows as active, so
+// that not every change of the ledger costs a live read for each of its slots.
+// When such a task finishes its own reconciler frees the slot, and when it is
+// deleted this one is woken.
+func (r *TaskQuotaReconciler) keepActive(ctx context.Context, ledger *v1alpha1.TaskQuota) error {
+	var suspect []v1alpha1.TaskSlot
+	for _, slot := range ledger.Status.Slots {
+		var task v1alpha1.BatchTask
+		err := r.Client.Get(ctx, types.NamespacedName{Namespace: ledger.Namespace, Name: slot.Name}, &task)
+		if client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("read task %s/%s, which holds a slot: %w", ledger.Namespace, slot.Name, err)
+		}
+		if err != nil || task.UID != slot.UID || task.Status.Phase.Finished() {
+			suspect = append(suspect, slot)
+		}
+	}
+	ledger.Status.Slots = suspect
+	return nil
 }
 
 // namespaceLeaving reports whether the namespace is gone or on its way: nothing

@@ -99,6 +99,7 @@ func TestRefusals(t *testing.T) {
 	s := run(t)
 	namespace, id := s.namespace(t)
 	conflict := s.env.Namespace(t)
+	s.nextSecond(t, namespace)
 	if err := s.client.Create(t.Context(), testobj.Product("late").In(conflict).ID(id).Obj()); err != nil {
 		t.Fatal(err)
 	}
@@ -215,6 +216,7 @@ func TestRefusedAfterwards(t *testing.T) {
 	}
 	ours := configuration.Items[0].Webhooks[0]
 
+	reserved := func() (bool, any) { return len(s.slots(t, namespace)) > 0, nil }
 	// It refuses once a slot has been reserved: webhooks are called side by side.
 	denier := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -224,7 +226,7 @@ func TestRefusedAfterwards(t *testing.T) {
 			return
 		}
 		if !*review.Request.DryRun {
-			waitFor(t, "a slot to be reserved", func() (bool, any) { return len(s.slots(t, namespace)) > 0, nil })
+			waitFor(t, "a slot to be reserved", reserved)
 		}
 		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Result: &metav1.Status{Message: "not today"}}
 		_ = json.NewEncoder(w).Encode(review)

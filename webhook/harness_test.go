@@ -19,6 +19,8 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
@@ -121,6 +123,7 @@ func run(t *testing.T) *system {
 	})}
 	s.serve(t, front)
 
+	s.patience(t)
 	config := rest.CopyConfig(env.Config)
 	config.WarningHandlerWithContext = s.warnings
 	var err error
@@ -128,6 +131,21 @@ func run(t *testing.T) *system {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// patience lets the API server wait longer for the webhooks than in production:
+// a busy machine that tests with the race detector may be slow.
+func (s *system) patience(t *testing.T) {
+	t.Helper()
+	patch := client.RawPatch(types.JSONPatchType, []byte(`[{"op":"replace","path":"/webhooks/0/timeoutSeconds","value":30}]`))
+	for _, configuration := range []client.Object{
+		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-validating"}},
+		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-mutating"}},
+	} {
+		if err := s.env.Client.Patch(t.Context(), configuration, patch); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // serve answers the API server's calls, at the address that it has been given.
@@ -223,6 +241,17 @@ func (s *system) namespace(t *testing.T) (namespace, productID string) {
 		return err == nil && product.Ready(p), err
 	})
 	return namespace, productID
+}
+
+// nextSecond waits until a product that is made now is younger than that of the
+// namespace: ages are compared in whole seconds.
+func (s *system) nextSecond(t *testing.T, namespace string) {
+	t.Helper()
+	p := &v1alpha1.Product{}
+	if err := s.client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: "product"}, p); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the next second", func() (bool, any) { return time.Now().Unix() > p.CreationTimestamp.Unix(), nil })
 }
 
 func uniqueID(namespace string) string {

@@ -83,7 +83,7 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	clk := clock.RealClock{}
 	wake := &controllers.Wakeups{}
 	exec := executor.New(running, store, pool, wake.Wake, executor.Options{
-		Window: opts.mqtt.Window, CheckpointInterval: opts.checkpoint, DrainTimeout: opts.drain,
+		Window: opts.mqtt.Window, ResendLimit: opts.resendLimit, CheckpointInterval: opts.checkpoint, DrainTimeout: opts.drain,
 		Clock: clk, Log: log.WithName("executor"),
 	})
 	defer exec.Close()

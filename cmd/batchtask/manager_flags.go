@@ -22,6 +22,10 @@ const (
 	certsFiles = "files" // somebody else puts it into --webhook-cert-dir
 )
 
+// maxResendLimit bounds what a running task keeps in memory: about 64 bytes for
+// each device.
+const maxResendLimit = 1_000_000
+
 // managerOptions are the settings of the manager.
 type managerOptions struct {
 	mqtt mqtt.Options
@@ -48,6 +52,7 @@ type managerOptions struct {
 	scheduleSkew   time.Duration
 	slotGrace      time.Duration
 	shadowParallel int
+	resendLimit    int
 }
 
 func (o *managerOptions) bind(flags *pflag.FlagSet) {
@@ -61,7 +66,8 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&o.mqtt.ClientIDPrefix, "mqtt-client-id-prefix", mqtt.DefaultClientIDPrefix, "how the client IDs at the broker begin")
 	flags.IntVar(&o.mqtt.Connections, "mqtt-connections", mqtt.DefaultConnections, "how many connections to the broker share the work")
 	flags.DurationVar(&o.mqtt.AckTimeout, "mqtt-ack-timeout", mqtt.DefaultAckTimeout, "how long to wait for the broker to acknowledge a message before it is sent again")
-	flags.IntVar(&o.mqtt.Window, "publish-window", executor.DefaultWindow, "how many messages may be on their way at once; also the most that a crash sends twice")
+	flags.IntVar(&o.mqtt.Window, "publish-window", executor.DefaultWindow, "how many messages may be on their way at once")
+	flags.IntVar(&o.resendLimit, "resend-limit", 0, "how many devices of a task a crash may serve twice (default --publish-window); more spares writes of the task's status")
 
 	flags.StringVar(&o.metricsAddr, "metrics-bind-address", ":8443", "address of /metrics; 0 for none")
 	flags.BoolVar(&o.metricsSecure, "metrics-secure", true, "serve /metrics over HTTPS to callers that the API server authorizes")
@@ -104,6 +110,8 @@ func (o *managerOptions) validate() error {
 		return errors.New("--namespace (or POD_NAMESPACE) is required with --leader-elect: the namespace of the Lease")
 	case o.webhookPort < 1 || o.webhookPort > 65535:
 		return fmt.Errorf("--webhook-port=%d: must be 1 to 65535", o.webhookPort)
+	case o.resendLimit < 0 || o.resendLimit > maxResendLimit:
+		return fmt.Errorf("--resend-limit=%d: must be 0 (as --publish-window) to %d", o.resendLimit, maxResendLimit)
 	case o.shadowParallel < 1:
 		return fmt.Errorf("--shadow-parallel=%d: must be at least 1", o.shadowParallel)
 	}

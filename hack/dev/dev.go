@@ -46,12 +46,16 @@ func runDev(ctx context.Context, s *settings, out *output) error {
 	case errors.As(err, &other):
 		return fmt.Errorf("make dev is running already in this checkout, as process %s: use it (. %s/env), or end it first",
 			other.PID, s.dir)
-	case ctx.Err() != nil:
+	case interrupted(ctx):
 		out.line("\nEnded; everything is stopped.")
 		return nil
 	}
 	return err
 }
+
+// interrupted reports whether the user wanted the end; what else went wrong then
+// is of no interest.
+func interrupted(ctx context.Context) bool { return ctx.Err() != nil }
 
 // exports are the variables that reach the environment.
 func exports(env *localenv.Env, assets string) ([]localenv.Export, error) {

@@ -18,8 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -35,10 +37,15 @@ var programs struct {
 }
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if programs.dir != "" {
-		_ = os.RemoveAll(programs.dir)
+	ctrl.SetLogger(logr.Discard())
+	var err error
+	// The directory of a test would go with that test.
+	if programs.dir, err = os.MkdirTemp("", "batchtask-dev-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	code := m.Run()
+	_ = os.RemoveAll(programs.dir)
 	os.Exit(code)
 }
 
@@ -47,9 +54,6 @@ func TestMain(m *testing.M) {
 func build(t *testing.T) (dev, batchtask string) {
 	t.Helper()
 	programs.once.Do(func() {
-		if programs.dir, programs.err = os.MkdirTemp("", "batchtask-dev-"); programs.err != nil {
-			return
-		}
 		programs.dev, programs.batchtask = filepath.Join(programs.dir, "batchtask-dev"), filepath.Join(programs.dir, "batchtask")
 		for _, args := range [][]string{
 			{"build", "-o", programs.dev, "."},

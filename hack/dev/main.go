@@ -44,7 +44,7 @@ func main() {
 	switch {
 	case err == nil:
 		return
-	case ctx.Err() != nil:
+	case interrupted(ctx):
 		fmt.Fprintln(os.Stderr, "batchtask-dev: interrupted")
 		os.Exit(130)
 	default:

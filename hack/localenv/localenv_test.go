@@ -21,7 +21,9 @@ func TestWriteExports(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "env")
 	want := []string{"plain", `it's "quoted" $HOME \ and` + "\nin two lines", "", "/first:/usr/bin:/bin"}
 	if err := WriteExports(file, []Export{
-		{Name: "A", Value: want[0]}, {Name: "B", Value: want[1]}, {Name: "C", Value: ""},
+		{Name: "A", Value: want[0]},
+		{Name: "B", Value: want[1]},
+		{Name: "C", Value: ""},
 		{Name: "PATH", Value: "/first", Prepend: true},
 	}); err != nil {
 		t.Fatal(err)

@@ -3,9 +3,10 @@
 //
 //	fleet.Scan ─▶ (shadow update) ─▶ publish, within the window ─▶ result ─▶ watermark ─▶ checkpoint
 //
-// A run keeps its progress in memory and tells its reconciler about once a second
-// that there is some; the reconciler alone writes the status. Memory does not
-// grow with the fleet: a run holds at most one window of devices.
+// A run keeps its progress in memory and tells its reconciler, about once a second
+// and at least each half resend limit, that there is some; the reconciler alone
+// writes the status and tells the run that it has. Memory does not grow with the
+// fleet: a run holds at most one resend limit of devices.
 package executor
 
 import (
@@ -38,9 +39,12 @@ type Publisher interface {
 
 // Options of an Executor; zero values stand for the defaults.
 type Options struct {
-	// Window is how many messages may be on their way at once over all tasks, and
-	// so the greatest number of devices of a task that a crash serves twice.
+	// Window is how many messages may be on their way at once over all tasks.
 	Window int
+	// ResendLimit is the greatest number of devices of a task that a crash serves
+	// twice: how far a run may be ahead of its last saved checkpoint. Checkpoints
+	// are asked for as often as that takes. The default is Window.
+	ResendLimit int
 	// CheckpointInterval is how often a run tells that it has come further.
 	CheckpointInterval time.Duration
 	// DrainTimeout is how long a cancelled or suspended run waits for the
@@ -67,11 +71,14 @@ type Executor struct {
 	draining bool
 }
 
-// New returns an executor. notify is called whenever a task has come further,
+// New returns an executor. notify is called when a task has come further, at least
 // about once a second, and when its run has ended; it must not block.
 func New(ctx context.Context, store fleet.Store, publisher Publisher, notify func(types.NamespacedName), opts Options) *Executor {
 	if opts.Window == 0 {
 		opts.Window = DefaultWindow
+	}
+	if opts.ResendLimit == 0 {
+		opts.ResendLimit = opts.Window
 	}
 	if opts.CheckpointInterval == 0 {
 		opts.CheckpointInterval = DefaultCheckpointInterval
@@ -117,6 +124,14 @@ func (e *Executor) Progress(name types.NamespacedName, uid types.UID) (Progress,
 		return r.progress(), true
 	}
 	return Progress{}, false
+}
+
+// Saved tells that a checkpoint has been written, so that the run may go on that
+// far beyond it. mark is that of its Progress.
+func (e *Executor) Saved(name types.NamespacedName, uid types.UID, mark uint64) {
+	if r := e.run(name, uid); r != nil {
+		r.saved(mark)
+	}
 }
 
 // Cancel ends the task's run for good, once what it has sent is acknowledged or

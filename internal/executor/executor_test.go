@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"k8s.io/apimachinery/pkg/types"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -35,6 +37,10 @@ type rig struct {
 	fleet  *devices
 	broker *broker
 	news   chan types.NamespacedName
+
+	saves chan types.NamespacedName
+	mu    sync.Mutex
+	saved map[types.NamespacedName]Progress // the checkpoints that were written
 }
 
 // bubble runs a test in a bubble whose clock advances when everything waits.
@@ -43,6 +49,7 @@ func bubble(t *testing.T, n, window int, test func(t *testing.T, r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t.Context(), newDevices(n), newBroker(), window)
 		go r.broker.serve()
+		go r.reconcile()
 		test(t, r)
 		r.Close()
 		close(r.broker.closed)
@@ -51,10 +58,53 @@ func bubble(t *testing.T, n, window int, test func(t *testing.T, r *rig)) {
 }
 
 func newRig(ctx context.Context, d *devices, b *broker, window int) *rig {
-	r := &rig{fleet: d, broker: b, news: make(chan types.NamespacedName, 10_000)}
-	r.Executor = New(ctx, d, b, func(n types.NamespacedName) { r.news <- n }, Options{Window: window, Log: logr.Discard()})
+	r := &rig{
+		fleet: d, broker: b, news: make(chan types.NamespacedName, 10_000),
+		saves: make(chan types.NamespacedName, 10_000), saved: map[types.NamespacedName]Progress{},
+	}
+	notify := func(n types.NamespacedName) {
+		r.news <- n
+		r.saves <- n
+	}
+	r.Executor = New(ctx, d, b, notify, Options{Window: window, Log: logr.Discard()})
 	return r
 }
+
+// reconcile writes checkpoints, as the reconciler does; each write takes a while.
+func (r *rig) reconcile() {
+	for {
+		select {
+		case n := <-r.saves:
+			r.Executor.mu.Lock()
+			run := r.runs[n]
+			r.Executor.mu.Unlock()
+			if run == nil {
+				continue
+			}
+			p := run.progress()
+			select {
+			case <-time.After(2 * time.Millisecond):
+			case <-r.broker.closed:
+				return
+			}
+			r.mu.Lock()
+			r.saved[n] = p
+			r.mu.Unlock()
+			r.Saved(n, run.task.UID, p.Mark)
+		case <-r.broker.closed:
+			return
+		}
+	}
+}
+
+// lastSaved returns the last checkpoint that was written.
+func (r *rig) lastSaved(n types.NamespacedName) Progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.saved[n]
+}
+
+var ignoreMark = cmpopts.IgnoreFields(Progress{}, "Mark")
 
 // pass lets the bubble's time pass, which takes none.
 func pass(d time.Duration) { <-time.After(d) }
@@ -85,7 +135,7 @@ func TestEveryDeviceIsServedOnce(t *testing.T) {
 		r.Ensure(task) // a second call starts no second run
 		got := r.ended(t, task)
 		want := Progress{Cursor: name(4999), Matched: 5000, Succeeded: 5000, Outcome: OutcomeServed}
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := cmp.Diff(want, got, ignoreMark); diff != "" {
 			t.Errorf("progress (-want +got):\n%s", diff)
 		}
 		if messages, topics := r.broker.total(); messages != 5000 || topics != 5000 {
@@ -98,7 +148,7 @@ func TestNoDeviceMatches(t *testing.T) {
 	bubble(t, 100, 64, func(t *testing.T, r *rig) {
 		task := publishTask("a", "^nothing$")
 		r.Ensure(task)
-		if diff := cmp.Diff(Progress{Outcome: OutcomeServed}, r.ended(t, task)); diff != "" {
+		if diff := cmp.Diff(Progress{Outcome: OutcomeServed}, r.ended(t, task), ignoreMark); diff != "" {
 			t.Errorf("progress (-want +got):\n%s", diff)
 		}
 	})
@@ -122,8 +172,8 @@ func TestRestartFromAnyCheckpoint(t *testing.T) {
 				task := publishTask("a", ".*")
 				r.Ensure(task)
 				pass(crashAt)
-				saved, _ := r.Progress(task.NamespacedName, task.UID)
-				r.Forget(task.NamespacedName) // no goodbye: what is in flight is lost to the count
+				r.Forget(task.NamespacedName) // no goodbye: what is not saved is lost to the count
+				saved := r.lastSaved(task.NamespacedName)
 
 				task.After, task.Matched = saved.Cursor, saved.Matched
 				task.Succeeded, task.Failed, task.Failures = saved.Succeeded, saved.Failed, saved.Failures
@@ -134,7 +184,7 @@ func TestRestartFromAnyCheckpoint(t *testing.T) {
 					Cursor: name(n - 1), Matched: n, Succeeded: n - 2, Failed: 2, Outcome: OutcomeServed,
 					Failures: []v1alpha1.DeviceFailure{rejection(7), rejection(2500)},
 				}
-				if diff := cmp.Diff(want, got); diff != "" {
+				if diff := cmp.Diff(want, got, ignoreMark); diff != "" {
 					t.Errorf("progress (-want +got):\n%s", diff)
 				}
 				messages, topics := r.broker.total()
@@ -303,7 +353,7 @@ func TestShadowResults(t *testing.T) {
 			Cursor: name(499), Matched: 499, Succeeded: 498, Failed: 1, Outcome: OutcomeServed,
 			Failures: []v1alpha1.DeviceFailure{{DeviceName: name(10), Reason: v1alpha1.ReasonShadowTooLarge, Message: "too large"}},
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := cmp.Diff(want, got, ignoreMark); diff != "" {
 			t.Errorf("progress (-want +got):\n%s", diff)
 		}
 		for seq, want := range map[uint64]int{0: 1, 10: 0, 20: 0, 30: 0, 40: 1, 499: 1} {
@@ -392,8 +442,10 @@ func TestAnObjectOfTheSameNameIsAnotherTask(t *testing.T) {
 	})
 }
 
+// A slow task tells of its progress about once a second, and a fast one at each half
+// resend limit, so that it need not wait for a checkpoint.
 func TestProgressIsToldAboutOnceASecond(t *testing.T) {
-	bubble(t, 1000, 10, func(t *testing.T, r *rig) {
+	bubble(t, 1000, 250, func(t *testing.T, r *rig) {
 		r.broker.pace = 10 * time.Millisecond
 		task := publishTask("a", ".*")
 		r.Ensure(task)
@@ -401,6 +453,30 @@ func TestProgressIsToldAboutOnceASecond(t *testing.T) {
 		if n := len(r.news); n < 5 || n > 6 {
 			t.Errorf("told %d times in 5.5 s, want 5 or 6", n)
 		}
+	})
+}
+
+// However fast the broker is, a run is never further ahead of its last saved
+// checkpoint than the resend limit, and waits where none is saved.
+func TestNoCheckpointNoProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t.Context(), newDevices(1000), newBroker(), 100) // nobody writes checkpoints
+		go r.broker.serve()
+		task := publishTask("a", ".*")
+		r.Ensure(task)
+		pass(time.Minute)
+		if messages, _ := r.broker.total(); messages != 100 {
+			t.Errorf("%d messages were sent without a checkpoint, the resend limit is 100", messages)
+		}
+		p, _ := r.Progress(task.NamespacedName, task.UID)
+		r.Saved(task.NamespacedName, task.UID, p.Mark)
+		pass(time.Minute)
+		if messages, _ := r.broker.total(); messages != 200 {
+			t.Errorf("%d messages were sent after one checkpoint, want 200", messages)
+		}
+		r.Close()
+		close(r.broker.closed)
+		synctest.Wait()
 	})
 }
 

@@ -40,7 +40,8 @@ type run struct {
 	expired  bool
 	outcome  Outcome
 	trouble  string
-	dirty    bool // there is progress nobody has been told of
+	dirty    bool   // there is progress nobody has been told of
+	told     uint64 // the tracker's head when somebody was last told
 
 	dead    atomic.Bool   // nobody waits for results any more
 	settled chan struct{} // has room for one signal: there is room, or nothing is left
@@ -58,7 +59,7 @@ type run struct {
 func newRun(e *Executor, task Task) *run {
 	r := &run{
 		exec: e, task: task, share: e.window.join(), matched: task.Matched,
-		tracker: newTracker(e.opts.Window, task.After, task.Succeeded, task.Failed, task.Failures),
+		tracker: newTracker(e.opts.ResendLimit, task.After, task.Succeeded, task.Failed, task.Failures),
 		settled: make(chan struct{}, 1), at: task.After, read: task.After,
 	}
 	r.resetBackoff()
@@ -280,23 +281,55 @@ func (r *run) landed(seq uint64, res result, reason, message string) {
 	r.share.release(1)
 	r.mu.Lock()
 	r.inFlight--
-	if res != pending && r.tracker.settle(seq, res, reason, message) {
-		r.dirty = true
-	}
-	wake := r.inFlight == 0 || r.tracker.room() >= len(r.tracker.ring)/16
+	tell := res != pending && r.record(seq, res, reason, message)
+	wake := r.wanted()
 	r.mu.Unlock()
 	if wake {
 		r.signal()
+	}
+	if tell {
+		r.exec.notify(r.task.NamespacedName)
 	}
 }
 
 // settle records the result of a device that needs no message.
 func (r *run) settle(seq uint64, res result, reason, message string) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.tracker.settle(seq, res, reason, message) {
-		r.dirty = true
+	tell := r.record(seq, res, reason, message)
+	r.mu.Unlock()
+	if tell {
+		r.exec.notify(r.task.NamespacedName)
 	}
+}
+
+// record settles a device. It reports whether so much has come since the last time
+// that a checkpoint should be written now, before the run has to wait for it.
+func (r *run) record(seq uint64, res result, reason, message string) (tell bool) {
+	if !r.tracker.settle(seq, res, reason, message) {
+		return false
+	}
+	r.dirty = true
+	if r.tracker.head-r.told < uint64(len(r.tracker.ring)+1)/2 {
+		return false
+	}
+	r.told, r.dirty = r.tracker.head, false
+	return true
+}
+
+// saved tells the tracker that a checkpoint has been written.
+func (r *run) saved(mark uint64) {
+	r.mu.Lock()
+	r.tracker.save(mark)
+	wake := r.wanted()
+	r.mu.Unlock()
+	if wake {
+		r.signal()
+	}
+}
+
+// wanted reports whether there is enough for loop to do that it is worth waking.
+func (r *run) wanted() bool {
+	return r.inFlight == 0 || r.tracker.room() >= max(1, len(r.tracker.ring)/16)
 }
 
 func (r *run) signal() {
@@ -339,7 +372,7 @@ func (r *run) takeNews() bool {
 		r.trouble, r.dirty = "", true
 	}
 	news := r.dirty
-	r.dirty = false
+	r.dirty, r.told = false, r.tracker.head
 	return news
 }
 
@@ -348,7 +381,7 @@ func (r *run) progress() Progress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return Progress{
-		Cursor: r.tracker.cursor, Matched: max(r.matched, r.tracker.succeeded+r.tracker.failed),
+		Cursor: r.tracker.cursor, Mark: r.tracker.head, Matched: max(r.matched, r.tracker.succeeded+r.tracker.failed),
 		Succeeded: r.tracker.succeeded, Failed: r.tracker.failed,
 		Failures: append([]v1alpha1.DeviceFailure(nil), r.tracker.failures...),
 		Outcome:  r.outcome, Trouble: r.trouble,

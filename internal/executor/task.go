@@ -95,6 +95,7 @@ const (
 // began with.
 type Progress struct {
 	Cursor            string // the last device that is counted
+	Mark              uint64 // names this checkpoint; see Executor.Saved
 	Matched           int64  // as counted at the start; exact once Served or Expired
 	Succeeded, Failed int64
 	Failures          []v1alpha1.DeviceFailure

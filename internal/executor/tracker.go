@@ -22,13 +22,19 @@ const (
 // which every device has its result; only devices up to it are counted. So a
 // checkpoint of cursor and counts is exact, whatever happens after it: a
 // restarted task begins behind the cursor, and serves again at most the devices
-// that the tracker held, which are no more than its size.
+// that the tracker held.
+//
+// A checkpoint is worth something only once it is written. So the tracker keeps
+// its devices until then: it takes in no more than its size beyond the last
+// checkpoint that was saved, not beyond the watermark, which may have run far ahead
+// of it.
 //
 // A device has a sequence number. The tracker is not safe for concurrent use.
 type tracker struct {
-	ring []tracked // the device with number n is at n mod len(ring)
-	head uint64    // number of the first device that is not counted
-	tail uint64    // number of the next device to be added
+	ring  []tracked // the device with number n is at n mod len(ring)
+	saved uint64    // number of the first device behind the last saved checkpoint
+	head  uint64    // number of the first device that is not counted
+	tail  uint64    // number of the next device to be added
 
 	cursor    string
 	succeeded int64
@@ -51,7 +57,14 @@ func newTracker(size int, cursor string, succeeded, failed int64, failures []v1a
 }
 
 // room is how many devices can be added.
-func (t *tracker) room() int { return len(t.ring) - int(t.tail-t.head) } //nolint:gosec // at most len(ring)
+func (t *tracker) room() int { return len(t.ring) - int(t.tail-t.saved) } //nolint:gosec // at most len(ring)
+
+// save notes that the checkpoint with this head has been written.
+func (t *tracker) save(head uint64) {
+	if head > t.saved && head <= t.head {
+		t.saved = head
+	}
+}
 
 // open is how many devices have been added and not counted.
 func (t *tracker) open() int { return int(t.tail - t.head) } //nolint:gosec // at most len(ring)

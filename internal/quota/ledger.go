@@ -232,12 +232,12 @@ func (l *Ledger) open(ctx context.Context, quota *v1alpha1.TaskQuota) (opened bo
 		return false, fmt.Errorf("list tasks of namespace %q: %w", quota.Namespace, err)
 	}
 	quota.Status.Opened = true
+	// The limit may have been lowered meanwhile: the gate decides about the rest.
 	for _, task := range unfinished(tasks.Items) {
-		if checkFree(quota) != nil {
-			break // the limit was lowered meanwhile; the gate decides about the rest
+		if len(quota.Status.Slots) < int(quota.Spec.MaxActiveTasks) && find(quota, task.UID) == nil {
+			quota.Status.Slots = append(quota.Status.Slots,
+				v1alpha1.TaskSlot{UID: task.UID, Name: task.Name, ReservedAt: l.now(), Bound: true})
 		}
-		quota.Status.Slots = append(quota.Status.Slots,
-			v1alpha1.TaskSlot{UID: task.UID, Name: task.Name, ReservedAt: l.now(), Bound: true})
 	}
 	return true, nil
 }

@@ -144,11 +144,13 @@ func TestDefaults(t *testing.T) {
 			"scheduleTimeInSeconds": int64(0), "maxExecutionTimeInSeconds": int64(86400), "cancel": false, "ttlSecondsAfterFinished": int64(2592000),
 		})},
 		{
-			"Product", "product", map[string]any{"spec": map[string]any{"productID": "P"}},
+			"Product", "product",
+			map[string]any{"spec": map[string]any{"productID": "P"}},
 			map[string]any{"spec": map[string]any{"productID": "P", "fleet": map[string]any{"type": "Kubernetes"}}},
 		},
 		{
-			"Device", "device", map[string]any{"spec": map[string]any{"productID": "P", "deviceName": "D:1"}},
+			"Device", "device",
+			map[string]any{"spec": map[string]any{"productID": "P", "deviceName": "D:1"}},
 			map[string]any{"spec": map[string]any{"productID": "P", "deviceName": "D:1"}},
 		},
 		{"TaskQuota", "default", map[string]any{}, map[string]any{"spec": map[string]any{"maxActiveTasks": int64(5)}}},

@@ -203,9 +203,9 @@ func TestColumns(t *testing.T) {
 			var got []column
 			var ages []string
 			for i, c := range shown.ColumnDefinitions {
-				switch {
-				case c.Name == "Name":
-				case c.Name == "Age" || c.Name == "Scheduled" || c.Name == "Completed":
+				switch c.Name {
+				case "Name":
+				case "Age", "Scheduled", "Completed":
 					ages = append(ages, c.Name)
 				default:
 					got = append(got, column{c.Name, c.Priority > 0, shown.Rows[0].Cells[i]})
