@@ -28,7 +28,7 @@ import (
 // +kubebuilder:rbac:groups=iot.batchtask.dev,resources=products,verbs=get;list;watch
 // +kubebuilder:rbac:groups=iot.batchtask.dev,resources=products/status,verbs=patch
 // +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices,verbs=get;list;watch
-// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices/status,verbs=update
+// +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices/status,verbs=patch
 
 // countDelay is how long changes of devices are gathered before they are counted.
 const countDelay = time.Second

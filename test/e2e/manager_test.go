@@ -43,22 +43,26 @@ type manager struct {
 	ended  chan struct{}
 }
 
-// startManager starts a manager and waits until it is ready.
+// startManager starts a manager without webhooks and waits until it is ready.
 func startManager(t *testing.T, brokerURL string, flags ...string) *manager {
+	t.Helper()
+	return startManagerAs(t, testenv.Start(t).KubeConfig, brokerURL, append([]string{"--webhooks=false"}, flags...)...)
+}
+
+// startManagerAs starts a manager that reaches the API server by this kubeconfig.
+func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...string) *manager {
 	t.Helper()
 	path, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
-	env := testenv.Start(t)
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(kubeconfig, env.KubeConfig, 0o600); err != nil {
+	if err := os.WriteFile(kubeconfig, kubeConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	probe := freeAddress(t)
 	args := append([]string{
-		"manager", "--mqtt-url=" + brokerURL, "--webhooks=false", "--metrics-bind-address=0",
-		"--health-probe-bind-address=" + probe,
+		"manager", "--mqtt-url=" + brokerURL, "--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
 	}, flags...)
 	m := &manager{output: &lockedBuffer{}, ended: make(chan struct{})}
 	m.cmd = exec.Command(path, args...) //nolint:gosec,noctx // our own program; ended by kill
@@ -170,4 +174,13 @@ func (b *lockedBuffer) tail(n int) string {
 	defer b.mu.Unlock()
 	text := b.buf.Bytes()
 	return string(text[max(0, len(text)-n):])
+}
+
+func splitAddress(t *testing.T, address string) (host, port string) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host, port
 }
