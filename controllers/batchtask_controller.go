@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -265,7 +266,7 @@ func (r *BatchTaskReconciler) reconcileFinished(ctx context.Context, task *v1alp
 	if task.Status.CompletionTime != nil {
 		completed = *task.Status.CompletionTime
 	}
-	left := schedule.Expiry(completed.Time, task.Spec.TTLSecondsAfterFinished).Sub(r.Clock.Now())
+	left := schedule.Expiry(completed.Time, ptr.Deref(task.Spec.TTLSecondsAfterFinished, v1alpha1.DefaultTTLSecondsAfterFinished)).Sub(r.Clock.Now())
 	if left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}

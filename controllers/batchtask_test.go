@@ -47,7 +47,7 @@ func TestEachTaskRunsOnce(t *testing.T) {
 		return nudging{fake, &sync.Map{}}
 	}})
 	var tasks []*v1alpha1.BatchTask
-	for range 8 {
+	for range 4 {
 		namespace, id := op.namespace(t)
 		for i := range 5 {
 			tasks = append(tasks, testobj.BatchTask(fmt.Sprint("task-", i)).In(namespace).Product(id).Publish("event", "close").Obj())

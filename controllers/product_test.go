@@ -77,7 +77,7 @@ func TestProductIDBelongsToTheOldest(t *testing.T) {
 func TestProductsMadeTogetherAreNeverBothReady(t *testing.T) {
 	op := run(t, settings{})
 	watched := record[*v1alpha1.Product](t, op.env, &v1alpha1.ProductList{})
-	const pairs = 40
+	const pairs = 12
 	var namespaces [pairs][3]string
 	for i := range pairs {
 		for j := range namespaces[i] {

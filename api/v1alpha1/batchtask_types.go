@@ -15,6 +15,10 @@ const (
 	TaskTypePublishMessage TaskType = "PublishMessage"
 )
 
+// DefaultTTLSecondsAfterFinished is how long a finished task is kept that does not
+// say it: 30 days.
+const DefaultTTLSecondsAfterFinished int32 = 2592000
+
 // TaskPhase is where a task stands. Phases only move forward, and a finished
 // phase (Done, Failed, Cancelled) never changes.
 // +kubebuilder:validation:Enum=Waiting;Processing;Done;Failed;Cancelled
@@ -106,7 +110,7 @@ type BatchTaskSpec struct {
 	// +kubebuilder:default=2592000
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=315360000
-	TTLSecondsAfterFinished int32 `json:"ttlSecondsAfterFinished"`
+	TTLSecondsAfterFinished *int32 `json:"ttlSecondsAfterFinished,omitempty"`
 }
 
 // TaskDetails holds one block for each task type.

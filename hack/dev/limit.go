@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -60,7 +61,7 @@ func (d *demo) later(name string, at int64) *v1alpha1.BatchTask {
 			TaskType: v1alpha1.TaskTypePublishMessage, ProductID: productID, DeviceNameFilter: "^door", ScheduleTimeInSeconds: at,
 			Tasks: v1alpha1.TaskDetails{PublishMessageTask: &v1alpha1.PublishMessageTask{Topic: topic, Payload: "later"}},
 			// Sent as it is, so not left to the defaults of the API.
-			MaxExecutionTimeInSeconds: 86400, TTLSecondsAfterFinished: 3600,
+			MaxExecutionTimeInSeconds: 86400, TTLSecondsAfterFinished: ptr.To[int32](3600),
 		},
 	}
 }

@@ -7,6 +7,7 @@ package testobj
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 
 	"batchtask.dev/operator/api/v1alpha1"
 )
@@ -26,7 +27,7 @@ func BatchTask(name string) *BatchTaskBuilder {
 			ProductID:                 ProductID,
 			DeviceNameFilter:          ".*",
 			MaxExecutionTimeInSeconds: 86400,
-			TTLSecondsAfterFinished:   2592000,
+			TTLSecondsAfterFinished:   ptr.To(v1alpha1.DefaultTTLSecondsAfterFinished),
 		},
 	}}
 }
@@ -77,7 +78,7 @@ func (b *BatchTaskBuilder) MaxExecution(seconds int32) *BatchTaskBuilder {
 
 // TTL sets spec.ttlSecondsAfterFinished.
 func (b *BatchTaskBuilder) TTL(seconds int32) *BatchTaskBuilder {
-	b.task.Spec.TTLSecondsAfterFinished = seconds
+	b.task.Spec.TTLSecondsAfterFinished = &seconds
 	return b
 }
 

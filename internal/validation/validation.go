@@ -46,8 +46,8 @@ func Spec(spec *v1alpha1.BatchTaskSpec) field.ErrorList {
 	if spec.MaxExecutionTimeInSeconds < 0 || spec.MaxExecutionTimeInSeconds > 86400 {
 		errs = append(errs, field.Invalid(path.Child("maxExecutionTimeInSeconds"), spec.MaxExecutionTimeInSeconds, "must be 0 to 86400 seconds"))
 	}
-	if spec.TTLSecondsAfterFinished < 0 {
-		errs = append(errs, field.Invalid(path.Child("ttlSecondsAfterFinished"), spec.TTLSecondsAfterFinished, "must not be negative"))
+	if ttl := spec.TTLSecondsAfterFinished; ttl != nil && *ttl < 0 {
+		errs = append(errs, field.Invalid(path.Child("ttlSecondsAfterFinished"), *ttl, "must not be negative"))
 	}
 	return errs
 }
