@@ -315,7 +315,7 @@ func (r *BatchTaskReconciler) forget(name types.NamespacedName) {
 // FieldProductID on BatchTasks and Products.
 func (r *BatchTaskReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
-		For(&v1alpha1.BatchTask{}).
+		For(&v1alpha1.BatchTask{}, builder.WithPredicates(worthALook)).
 		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.tasksOfProduct), builder.WithPredicates(readyChanged)).
 		WatchesRawSource(source.Func(r.Wake.start)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 16}).
@@ -342,6 +342,16 @@ func (r *BatchTaskReconciler) tasksOfProduct(ctx context.Context, obj client.Obj
 		}
 	}
 	return requests
+}
+
+// worthALook leaves out the checkpoints of running tasks, this reconciler's own
+// writes: each would lead to a look that finds progress, writes it, and so on.
+var worthALook = predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, after := e.ObjectOld.(*v1alpha1.BatchTask), e.ObjectNew.(*v1alpha1.BatchTask) //nolint:forcetypeassert // watched as such
+		return before.UID != after.UID || before.Generation != after.Generation ||
+			before.Status.Phase != after.Status.Phase || before.Labels[v1alpha1.LabelTaskID] != after.Labels[v1alpha1.LabelTaskID]
+	},
 }
 
 var readyChanged = predicate.Funcs{

@@ -169,7 +169,7 @@ func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
 		serving.FilterProvider = filters.WithAuthenticationAndAuthorization
 	}
 	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme: scheme, Logger: log, Metrics: serving, HealthProbeBindAddress: opts.probeAddr,
+		Scheme: scheme, Logger: log, Metrics: serving, HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
 		WebhookServer: webhookserver.NewServer(webhookserver.Options{
 			Port: opts.webhookPort, CertDir: opts.webhookCertDir,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},

@@ -34,6 +34,7 @@ type managerOptions struct {
 	metricsAddr   string
 	metricsSecure bool
 	probeAddr     string
+	pprofAddr     string
 
 	webhooks       bool
 	webhookPort    int
@@ -72,6 +73,8 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&o.metricsAddr, "metrics-bind-address", ":8443", "address of /metrics; 0 for none")
 	flags.BoolVar(&o.metricsSecure, "metrics-secure", true, "serve /metrics over HTTPS to callers that the API server authorizes")
 	flags.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
+
+	flags.StringVar(&o.pprofAddr, "pprof-bind-address", "0", "address of /debug/pprof, for whoever looks into the manager's speed or memory; 0 for none")
 
 	flags.BoolVar(&o.webhooks, "webhooks", true, "serve the admission webhooks")
 	flags.IntVar(&o.webhookPort, "webhook-port", 9443, "port of the admission webhooks")

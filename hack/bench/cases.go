@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,8 +25,9 @@ const (
 	latencies = 100 // tasks for the latency
 )
 
-// measure runs the cases for a fleet of this size.
-func measure(ctx context.Context, env *localenv.Env, size int) ([]figure, error) {
+// measure runs the cases of one setup.
+func measure(ctx context.Context, env *localenv.Env, c setup) ([]figure, error) {
+	size, as := c.devices, strings.Join(append([]string{""}, c.flags...), " ")
 	names := make([]string, size)
 	for i := range names {
 		names[i] = fmt.Sprintf("door-%06d", i)
@@ -52,13 +54,13 @@ func measure(ctx context.Context, env *localenv.Env, size int) ([]figure, error)
 	rate, limit := median(rates), median(limits)
 	figures := []figure{
 		{
-			Case: fmt.Sprintf("PublishMessage over %d devices, create to Done", size), Value: rate, Unit: "devices/s",
+			Case: fmt.Sprintf("PublishMessage over %d devices, create to Done%s", size, as), Value: rate, Unit: "devices/s",
 			Limit: limit, LimitIs: "hand-written MQTT writer, window 1000, best of 1, 2 and 4 connections", Ratio: rate / limit,
-			Aim: aimFor(size),
+			Aim: c.aim,
 		},
-		{Case: fmt.Sprintf("manager, peak memory at %d devices", size), Value: memory() / (1 << 20), Unit: "MiB resident"},
+		{Case: fmt.Sprintf("manager, peak memory at %d devices%s", size, as), Value: memory() / (1 << 20), Unit: "MiB resident"},
 	}
-	if size == 2_000 {
+	if c.latency {
 		p50, p99, err := latency(ctx, env, names[0])
 		if err != nil {
 			return nil, err
@@ -68,13 +70,6 @@ func measure(ctx context.Context, env *localenv.Env, size int) ([]figure, error)
 			figure{Case: fmt.Sprintf("create to first message, p99 of %d tasks", latencies), Value: p99, Unit: "ms"})
 	}
 	return figures, nil
-}
-
-func aimFor(size int) string {
-	if size == 20_000 {
-		return ">= 0.6"
-	}
-	return ""
 }
 
 func makeDevices(ctx context.Context, env *localenv.Env, names []string) error {

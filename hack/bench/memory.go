@@ -17,7 +17,7 @@ func watchMemory(ctx context.Context, metricsURL string) (peak func() float64) {
 	var most float64
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		tick := time.NewTicker(50 * time.Millisecond)
+		tick := time.NewTicker(250 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			most = max(most, resident(ctx, metricsURL))

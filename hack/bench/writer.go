@@ -63,7 +63,7 @@ func connect(ctx context.Context, address, clientID string) (net.Conn, error) {
 		return nil, err
 	}
 	body := append([]byte{0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60}, text(clientID)...)
-	if _, err := conn.Write(append([]byte{0x10, byte(len(body))}, body...)); err != nil { //nolint:gosec // short
+	if _, err := conn.Write(append([]byte{0x10, byte(len(body))}, body...)); err != nil {
 		return nil, err
 	}
 	var ack [4]byte
@@ -108,9 +108,9 @@ func write(conn net.Conn, names []string, window int) error {
 			slots <- struct{}{}
 		}
 		body := 2 + len(productID) + 1 + len(name) + 1 + len(topic) + 2 + len(payload)
-		packet = append(packet[:0], 0x32, byte(body)) //nolint:gosec // short
+		packet = append(packet[:0], 0x32, byte(body))
 		packet = append(packet, text(productID+"/"+name+"/"+topic)...)
-		packet = binary.BigEndian.AppendUint16(packet, uint16(i%65535)+1) //nolint:gosec // within 16 bits
+		packet = binary.BigEndian.AppendUint16(packet, uint16(i%65535)+1)
 		packet = append(packet, payload...)
 		if _, err := w.Write(packet); err != nil {
 			return err
@@ -123,5 +123,5 @@ func write(conn net.Conn, names []string, window int) error {
 }
 
 func text(s string) []byte {
-	return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) //nolint:gosec // short
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...)
 }

@@ -57,6 +57,9 @@ type Options struct {
 	// Broker says which broker to start.
 	Broker BrokerKind
 
+	// ManagerFlags are given to the manager besides those it needs here.
+	ManagerFlags []string
+
 	// Progress is told what has been started, in a few words; nil for no one.
 	Progress func(string)
 }
@@ -179,12 +182,22 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 	if _, err := os.Stat(s.Program); err != nil {
 		return nil, fmt.Errorf("looking for the manager (`make build` makes it): %w", err)
 	}
+	// First, because it takes no time and may not be as the user thinks.
+	mqttURL, broker, err := s.startBroker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.Progress("broker: " + broker)
+
 	config, webhook, err := s.startControlPlane(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.Progress("control plane: kube-apiserver and etcd at " + config.Host)
-	env := &Env{Config: config, Namespace: s.Namespace, KubeConfig: s.path(kubeConfigFile), ManagerLog: s.path("manager.log")}
+	env := &Env{
+		Config: config, Namespace: s.Namespace, KubeConfig: s.path(kubeConfigFile),
+		MQTTURL: mqttURL, ManagerLog: s.path("manager.log"),
+	}
 	if env.Client, err = newClient(config); err != nil {
 		return nil, err
 	}
@@ -195,12 +208,6 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 	if err := makeNamespace(ctx, env.Client, s.Namespace); err != nil {
 		return nil, err
 	}
-
-	var broker string
-	if env.MQTTURL, broker, err = s.startBroker(ctx); err != nil {
-		return nil, err
-	}
-	s.Progress("broker: " + broker)
 
 	if env.MetricsURL, err = s.startManager(ctx, env, webhook); err != nil {
 		return nil, err

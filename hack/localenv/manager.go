@@ -22,14 +22,14 @@ func (s *session) startManager(ctx context.Context, env *Env, webhook envtest.We
 	err := s.run(ctx, program{
 		name: "manager",
 		path: s.Program,
-		args: []string{
+		args: append([]string{
 			"manager",
 			"--webhook-certs=files", "--webhook-cert-dir=" + webhook.LocalServingCertDir,
 			fmt.Sprintf("--webhook-port=%d", webhook.LocalServingPort),
 			"--metrics-bind-address=" + metrics, "--metrics-secure=false",
 			"--health-probe-bind-address=" + probe,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
-		},
+		}, s.ManagerFlags...),
 		// The URL is not an argument: it may hold a password, and arguments can be
 		// seen by everyone.
 		env:   []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},

@@ -129,7 +129,7 @@ func kubectl(t *testing.T, kubeConfig []byte, args ...string) {
 	if err := os.WriteFile(path, kubeConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), filepath.Join(assets, "kubectl"), append([]string{"--kubeconfig", path}, args...)...) //nolint:gosec // our own program
+	cmd := exec.CommandContext(t.Context(), filepath.Join(assets, "kubectl"), append([]string{"--kubeconfig", path}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("kubectl %v: %v\n%s", args, err, out)
 	}

@@ -28,7 +28,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "batchtask")
-	build := exec.Command("go", "build", "-trimpath", "-o", path, "batchtask.dev/operator/cmd/batchtask") //nolint:noctx // ends by itself
+	build := exec.Command("go", "build", "-trimpath", "-o", path, "batchtask.dev/operator/cmd/batchtask")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build batchtask: %w\n%s", err, out)
@@ -65,7 +65,7 @@ func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...
 		"manager", "--mqtt-url=" + brokerURL, "--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
 	}, flags...)
 	m := &manager{output: &lockedBuffer{}, ended: make(chan struct{})}
-	m.cmd = exec.Command(path, args...) //nolint:gosec,noctx // our own program; ended by kill
+	m.cmd = exec.Command(path, args...)
 	m.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	m.cmd.Stdout, m.cmd.Stderr = m.output, m.output
 	if err := m.cmd.Start(); err != nil {

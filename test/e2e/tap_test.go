@@ -85,7 +85,7 @@ func (p *tap) accept() {
 
 func (p *tap) relay(client net.Conn) {
 	defer client.Close()
-	broker, err := net.Dial("tcp", p.broker) //nolint:noctx // local
+	broker, err := net.Dial("tcp", p.broker)
 	if err != nil {
 		return
 	}
