@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -350,7 +351,7 @@ var worthALook = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
 		before, after := e.ObjectOld.(*v1alpha1.BatchTask), e.ObjectNew.(*v1alpha1.BatchTask) //nolint:forcetypeassert // watched as such
 		return before.UID != after.UID || before.Generation != after.Generation ||
-			before.Status.Phase != after.Status.Phase || before.Labels[v1alpha1.LabelTaskID] != after.Labels[v1alpha1.LabelTaskID]
+			before.Status.Phase != after.Status.Phase || !maps.Equal(before.Labels, after.Labels)
 	},
 }
 
