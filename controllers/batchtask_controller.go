@@ -207,12 +207,15 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 	if next.event == "" {
 		return nil
 	}
-	eventType := corev1.EventTypeNormal
+	eventType, note := corev1.EventTypeNormal, readyMessage(task)
 	if next.warning {
 		eventType = corev1.EventTypeWarning
 	}
-	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", eventNote(readyMessage(task)))
-	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", next.event,
+	if next.event == v1alpha1.EventFailed {
+		note = readyReason(task) + ": " + note
+	}
+	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", eventNote(note))
+	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", readyReason(task),
 		"matched", task.Status.Devices.Matched, "succeeded", task.Status.Devices.Succeeded, "failed", task.Status.Devices.Failed)
 	return nil
 }

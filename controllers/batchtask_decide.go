@@ -45,8 +45,8 @@ const (
 type decision struct {
 	status v1alpha1.BatchTaskStatus
 	action action
-	// event is the reason of the event to record; "" for none. Its message is that
-	// of the Ready condition.
+	// event is the reason of the event to record; "" for none. Its note is the
+	// message of the Ready condition; for a failure, after that condition's reason.
 	event   string
 	warning bool
 	// wakeAfter is when to look again if nothing happens before; 0 for never.
@@ -181,8 +181,9 @@ func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision 
 func (d decision) fail(task *v1alpha1.BatchTask, seen observation, reason string, retCode int32, message string) decision {
 	d.status.RetCode = retCode
 	d.status.ErrMsg = cutMessage(message)
-	d.warning = true
-	return d.finish(task, seen, v1alpha1.TaskPhaseFailed, reason, message)
+	d = d.finish(task, seen, v1alpha1.TaskPhaseFailed, reason, message)
+	d.event, d.warning = v1alpha1.EventFailed, true
+	return d
 }
 
 func (d decision) finish(task *v1alpha1.BatchTask, seen observation, phase v1alpha1.TaskPhase, reason, message string) decision {

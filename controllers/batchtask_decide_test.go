@@ -72,7 +72,7 @@ func TestDecide(t *testing.T) {
 	}
 	failed := func(reason string, retCode int32) want {
 		return want{
-			Phase: v1alpha1.TaskPhaseFailed, Reason: reason, Action: actForget, Event: reason, Warning: true,
+			Phase: v1alpha1.TaskPhaseFailed, Reason: reason, Action: actForget, Event: v1alpha1.EventFailed, Warning: true,
 			RetCode: retCode, Kstatus: status.FailedStatus,
 		}
 	}

@@ -114,7 +114,7 @@ func TestMalformedTaskFailsAlone(t *testing.T) {
 		t.Errorf("retCode %d, errMsg %q", failed.Status.RetCode, failed.Status.ErrMsg)
 	}
 	// Its message is longer than the API server takes in an event.
-	op.waitEvent(t, bad, v1alpha1.ReasonInvalidSpec, "Warning")
+	op.waitEvent(t, bad, v1alpha1.EventFailed, "Warning")
 }
 
 // waitEvent waits for an event about a task.
@@ -148,8 +148,8 @@ func TestEvents(t *testing.T) {
 	}{
 		{"done", &executor.Progress{Matched: 1, Succeeded: 1, Outcome: executor.OutcomeServed}, v1alpha1.ReasonCompleted, "Normal"},
 		{"none", &executor.Progress{Outcome: executor.OutcomeServed}, v1alpha1.ReasonNoDeviceMatched, "Warning"},
-		{"failed", &executor.Progress{Matched: 1, Failed: 1, Outcome: executor.OutcomeServed}, v1alpha1.ReasonDevicesFailed, "Warning"},
-		{"expired", &executor.Progress{Matched: 1, Failed: 1, Outcome: executor.OutcomeExpired}, v1alpha1.ReasonDeadlineExceeded, "Warning"},
+		{"failed", &executor.Progress{Matched: 1, Failed: 1, Outcome: executor.OutcomeServed}, v1alpha1.EventFailed, "Warning"},
+		{"expired", &executor.Progress{Matched: 1, Failed: 1, Outcome: executor.OutcomeExpired}, v1alpha1.EventFailed, "Warning"},
 		{"cancelled", nil, v1alpha1.ReasonCancelled, "Normal"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

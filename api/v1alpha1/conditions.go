@@ -54,6 +54,11 @@ const (
 	ReasonProductNotReady = "ProductNotReady"
 )
 
+// EventFailed is the reason of the event of a task that has Failed, whatever the
+// reason of its conditions, with which the event's note begins. All other events
+// have the reason of the conditions.
+const EventFailed = "Failed"
+
 // Reasons of a Product's conditions and events.
 const (
 	// ReasonProductReady : tasks may run.
