@@ -284,7 +284,7 @@ func (r *BatchTaskReconciler) release(ctx context.Context, task *v1alpha1.BatchT
 	if !r.admitted.has(task.UID) {
 		var ledger v1alpha1.TaskQuota
 		err := r.Client.Get(ctx, types.NamespacedName{Namespace: task.Namespace, Name: v1alpha1.TaskQuotaName}, &ledger)
-		if err != nil || !holdsSlot(&ledger, task.UID) {
+		if err != nil || !quota.Holds(&ledger, task.UID) {
 			return client.IgnoreNotFound(err)
 		}
 	}

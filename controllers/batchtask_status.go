@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -77,15 +78,20 @@ var conditionTypes = []string{
 
 func (d *decision) setConditions(task *v1alpha1.BatchTask, seen observation, reason, message string, is map[string]metav1.ConditionStatus) {
 	for _, conditionType := range conditionTypes {
-		condition := metav1.Condition{
+		setCondition(&d.status.Conditions, seen.now, metav1.Condition{
 			Type: conditionType, Status: is[conditionType], Reason: reason,
-			Message: cutMessage(message), ObservedGeneration: task.Generation,
-		}
-		if old := meta.FindStatusCondition(d.status.Conditions, conditionType); old == nil || old.Status != condition.Status {
-			condition.LastTransitionTime = metav1.NewTime(seen.now)
-		}
-		meta.SetStatusCondition(&d.status.Conditions, condition)
+			Message: message, ObservedGeneration: task.Generation,
+		})
 	}
+}
+
+// setCondition sets one condition. Its time is now if its status has changed.
+func setCondition(conditions *[]metav1.Condition, now time.Time, condition metav1.Condition) {
+	condition.Message = cutMessage(condition.Message)
+	if old := meta.FindStatusCondition(*conditions, condition.Type); old == nil || old.Status != condition.Status {
+		condition.LastTransitionTime = metav1.NewTime(now)
+	}
+	meta.SetStatusCondition(conditions, condition)
 }
 
 // cutMessage shortens a text to maxMessage, never within a character.

@@ -118,11 +118,7 @@ func (r *ProductReconciler) setReady(p *v1alpha1.Product, status *v1alpha1.Produ
 	}
 	for _, condition := range []metav1.Condition{ready, stalled} {
 		condition.ObservedGeneration = p.Generation
-		condition.Message = cutMessage(condition.Message)
-		if old := meta.FindStatusCondition(status.Conditions, condition.Type); old == nil || old.Status != condition.Status {
-			condition.LastTransitionTime = metav1.NewTime(r.Clock.Now())
-		}
-		meta.SetStatusCondition(&status.Conditions, condition)
+		setCondition(&status.Conditions, r.Clock.Now(), condition)
 	}
 }
 

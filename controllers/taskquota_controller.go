@@ -110,12 +110,3 @@ func (r *TaskQuotaReconciler) SetupWithManager(mgr ctrl.Manager) error {
 
 // createdOrDeleted leaves out the many status changes of a running task.
 var createdOrDeleted = predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
-
-func holdsSlot(ledger *v1alpha1.TaskQuota, uid types.UID) bool {
-	for i := range ledger.Status.Slots {
-		if ledger.Status.Slots[i].UID == uid {
-			return true
-		}
-	}
-	return false
-}

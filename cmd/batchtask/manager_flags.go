@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
 	"batchtask.dev/operator/internal/executor"
+	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/mqtt"
 	"batchtask.dev/operator/internal/quota"
 	"batchtask.dev/operator/internal/schedule"
@@ -93,7 +94,7 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.drain, "drain-timeout", executor.DefaultDrainTimeout, "how long a cancelled task, or the manager at its end, waits for acknowledgements")
 	flags.DurationVar(&o.scheduleSkew, "schedule-skew", schedule.DefaultSkew, "how far in the past a new task's scheduleTimeInSeconds may lie")
 	flags.DurationVar(&o.slotGrace, "slot-grace", quota.DefaultGrace, "how long a slot is kept for a task whose creation was not completed")
-	flags.IntVar(&o.shadowParallel, "shadow-parallel", 16, "how many Device objects are updated at once")
+	flags.IntVar(&o.shadowParallel, "shadow-parallel", kube.DefaultConcurrency, "how many Device objects are updated at once")
 
 	goFlags := flag.NewFlagSet("", flag.ContinueOnError)
 	o.log.BindFlags(goFlags)

@@ -41,6 +41,9 @@ func (e *LimitError) Error() string {
 		e.Namespace, e.Limit, v1alpha1.TaskQuotaName, strings.Join(names, ", "), more)
 }
 
+// Holds reports whether the task has a slot in this state of the ledger.
+func Holds(q *v1alpha1.TaskQuota, uid types.UID) bool { return find(q, uid) != nil }
+
 func find(q *v1alpha1.TaskQuota, uid types.UID) *v1alpha1.TaskSlot {
 	for i := range q.Status.Slots {
 		if q.Status.Slots[i].UID == uid {
