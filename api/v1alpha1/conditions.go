@@ -7,6 +7,28 @@ import (
 // LabelTaskID carries status.taskID, so that a task can be found by it.
 const LabelTaskID = "iot.batchtask.dev/task-id"
 
+// LabelCredentials, with the value "true", marks a Secret that holds the
+// credentials of callers of the legacy HTTP API.
+const LabelCredentials = "iot.batchtask.dev/credentials"
+
+// Keys of a Secret that holds credentials.
+const (
+	// CredentialsSecretID names the credentials: 1 to 128 printable ASCII characters
+	// without spaces, unique in the cluster.
+	CredentialsSecretID = "secretId"
+	// CredentialsSecretKey is the key that calls are signed with: 1 to 1024 bytes.
+	CredentialsSecretKey = "secretKey"
+)
+
+// Reasons of the events of a Secret that holds credentials.
+const (
+	// ReasonDuplicateSecretID : another Secret has the same secretId; neither is
+	// accepted.
+	ReasonDuplicateSecretID = "DuplicateSecretId"
+	// ReasonInvalidCredentials : secretId or secretKey is missing or not legal.
+	ReasonInvalidCredentials = "InvalidCredentials"
+)
+
 // Condition types. Ready, Reconciling and Stalled are what kstatus reads: a task
 // that waits or runs is InProgress, one that is Done (or Cancelled, as asked) is
 // Current, one that has Failed is Failed.

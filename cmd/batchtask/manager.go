@@ -3,26 +3,17 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
-	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	webhookserver "sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -48,10 +39,7 @@ func managerCommand() *cobra.Command {
 			if err := opts.validate(); err != nil {
 				return err
 			}
-			log := zap.New(zap.UseFlagOptions(&opts.log))
-			ctrl.SetLogger(log)
-			klog.SetLogger(log.WithName("client-go"))
-			return runManager(ctrl.SetupSignalHandler(), opts, log)
+			return runManager(ctrl.SetupSignalHandler(), opts, opts.logger())
 		},
 	}
 	opts.bind(cmd.Flags())
@@ -116,23 +104,6 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	return nil
 }
 
-// addChecks adds what /healthz and /readyz ask: a replica is ready once its caches
-// have been filled, and its webhooks (see setupWebhooks) answer.
-func addChecks(mgr ctrl.Manager) error {
-	synced := func(req *http.Request) error {
-		ctx, cancel := context.WithTimeout(req.Context(), time.Second)
-		defer cancel()
-		if !mgr.GetCache().WaitForCacheSync(ctx) {
-			return errors.New("the caches have not been filled yet")
-		}
-		return nil
-	}
-	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("caches", synced)); err != nil {
-		return fmt.Errorf("add health checks: %w", err)
-	}
-	return nil
-}
-
 // drain lets the running tasks write their last checkpoints, so that a planned
 // restart sends nothing twice.
 func drain(ctx context.Context, exec *executor.Executor, timeout time.Duration, log logr.Logger) {
@@ -154,22 +125,16 @@ func newPool(opts *managerOptions, log logr.Logger) (*mqtt.Pool, error) {
 }
 
 func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, fmt.Errorf("build the scheme: %w", err)
-		}
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
 	}
 	cfg, err := ctrl.GetConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
-	serving := metricsserver.Options{BindAddress: opts.metricsAddr, SecureServing: opts.metricsSecure}
-	if opts.metricsSecure {
-		serving.FilterProvider = filters.WithAuthenticationAndAuthorization
-	}
 	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme: scheme, Logger: log, Metrics: serving, HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
+		Scheme: scheme, Logger: log, Metrics: opts.metrics(), HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
 		WebhookServer: webhookserver.NewServer(webhookserver.Options{
 			Port: opts.webhookPort, CertDir: opts.webhookCertDir,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},

@@ -2,13 +2,11 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/spf13/pflag"
-	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/fleet/kube"
@@ -29,13 +27,8 @@ const maxResendLimit = 1_000_000
 
 // managerOptions are the settings of the manager.
 type managerOptions struct {
+	servingOptions
 	mqtt mqtt.Options
-	log  zap.Options
-
-	metricsAddr   string
-	metricsSecure bool
-	probeAddr     string
-	pprofAddr     string
 
 	webhooks       bool
 	webhookPort    int
@@ -58,6 +51,7 @@ type managerOptions struct {
 }
 
 func (o *managerOptions) bind(flags *pflag.FlagSet) {
+	o.servingOptions.bind(flags)
 	flags.StringVar(&o.mqtt.URL, "mqtt-url", os.Getenv("MQTT_URL"), "URL of the MQTT broker, such as tcp://mosquitto:1883 or ssl://broker:8883 (default from MQTT_URL)")
 	flags.StringVar(&o.mqtt.UsernameFile, "mqtt-username-file", "", "file with the user name at the broker; read again for each connection, like all files of the broker")
 	flags.StringVar(&o.mqtt.PasswordFile, "mqtt-password-file", "", "file with the password at the broker")
@@ -70,12 +64,6 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.mqtt.AckTimeout, "mqtt-ack-timeout", mqtt.DefaultAckTimeout, "how long to wait for the broker to acknowledge a message before it is sent again")
 	flags.IntVar(&o.mqtt.Window, "publish-window", executor.DefaultWindow, "how many messages may be on their way at once")
 	flags.IntVar(&o.resendLimit, "resend-limit", 0, "how many devices of a task a crash may serve twice (default --publish-window); more spares writes of the task's status")
-
-	flags.StringVar(&o.metricsAddr, "metrics-bind-address", ":8443", "address of /metrics; 0 for none")
-	flags.BoolVar(&o.metricsSecure, "metrics-secure", true, "serve /metrics over HTTPS to callers that the API server authorizes")
-	flags.StringVar(&o.probeAddr, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
-
-	flags.StringVar(&o.pprofAddr, "pprof-bind-address", "0", "address of /debug/pprof, for whoever looks into the manager's speed or memory; 0 for none")
 
 	flags.BoolVar(&o.webhooks, "webhooks", true, "serve the admission webhooks")
 	flags.IntVar(&o.webhookPort, "webhook-port", 9443, "port of the admission webhooks")
@@ -95,10 +83,6 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.scheduleSkew, "schedule-skew", schedule.DefaultSkew, "how far in the past a new task's scheduleTimeInSeconds may lie")
 	flags.DurationVar(&o.slotGrace, "slot-grace", quota.DefaultGrace, "how long a slot is kept for a task whose creation was not completed")
 	flags.IntVar(&o.shadowParallel, "shadow-parallel", kube.DefaultConcurrency, "how many Device objects are updated at once")
-
-	goFlags := flag.NewFlagSet("", flag.ContinueOnError)
-	o.log.BindFlags(goFlags)
-	flags.AddGoFlagSet(goFlags)
 }
 
 // validate names the first setting that cannot work.

@@ -67,29 +67,32 @@ type codes struct {
 	public int    // the public code of V2
 	desc   string // codeDesc of V2
 	v3     string // Code of V3
+	// english is the Message of V3 where there is no detail; "" for text, which is
+	// English where there is no module code.
+	english string
 }
 
 var kinds = [...]codes{
-	KindInternal:            {"10100", "内部服务器错误，请联系技术人员", 6000, "InternalError", "InternalError"},
-	KindTaskNotExist:        {"10001", "任务不存在", 5000, "TaskNotExist", "ResourceNotFound.TaskNotExist"},
-	KindInvalidValue:        {"10002", "参数非法", 4000, "InvalidParameterValue", "InvalidParameterValue"},
-	KindAlreadyStarted:      {"10003", "任务已经开始", 4000, "TaskAlreadyStarted", "FailedOperation.AsyncTaskAlreadyStarted"},
-	KindProductNotExist:     {"10004", "产品不存在", 5000, "ProductNotExist", "ResourceNotFound.ProductNotExist"},
-	KindMissingParameter:    {"10101", "请求参数非法", 4000, "InvalidParameter", "MissingParameter"},
-	KindInvalidParameter:    {"10101", "请求参数非法", 4000, "InvalidParameter", "InvalidParameter"},
-	KindBadRequest:          {"", "the request cannot be read", 4000, "BadRequest", "InvalidParameter"},
-	KindTooLarge:            {"", "the request is too large", 4000, "RequestTooLarge", "RequestSizeLimitExceeded"},
-	KindUnsupportedProtocol: {"", "the protocol is not supported", 4000, "UnsupportedProtocol", "UnsupportedProtocol"},
-	KindUnknownAction:       {"", "there is no such action", 4000, "InvalidAction", "InvalidAction"},
-	KindNoSuchVersion:       {"", "there is no such version", 4000, "NoSuchVersion", "NoSuchVersion"},
-	KindSignatureFailure:    {"", "authentication failed", 4100, "SignatureFailure", "AuthFailure.SignatureFailure"},
-	KindSecretIDNotFound:    {"", "there is no such SecretId", 4104, "SecretIdNotFound", "AuthFailure.SecretIdNotFound"},
-	KindToken:               {"", "tokens are not supported", 4105, "TokenFailure", "AuthFailure.TokenFailure"},
-	KindExpired:             {"", "the request has expired", 4200, "SignatureExpire", "AuthFailure.SignatureExpire"},
-	KindReplay:              {"", "the request was seen before", 4500, "ReplayAttack", "AuthFailure.SignatureFailure"},
-	KindRateLimited:         {"", "too many requests", 4400, "RequestLimitExceeded", "RequestLimitExceeded"},
+	KindInternal:            {"10100", "内部服务器错误，请联系技术人员", 6000, "InternalError", "InternalError", "the call could not be carried out, through no fault of the caller"},
+	KindTaskNotExist:        {"10001", "任务不存在", 5000, "TaskNotExist", "ResourceNotFound.TaskNotExist", "there is no such task"},
+	KindInvalidValue:        {"10002", "参数非法", 4000, "InvalidParameterValue", "InvalidParameterValue", "a parameter has an illegal value"},
+	KindAlreadyStarted:      {"10003", "任务已经开始", 4000, "TaskAlreadyStarted", "FailedOperation.AsyncTaskAlreadyStarted", "the task has been started"},
+	KindProductNotExist:     {"10004", "产品不存在", 5000, "ProductNotExist", "ResourceNotFound.ProductNotExist", "there is no such product"},
+	KindMissingParameter:    {"10101", "请求参数非法", 4000, "InvalidParameter", "MissingParameter", "a parameter is missing"},
+	KindInvalidParameter:    {"10101", "请求参数非法", 4000, "InvalidParameter", "InvalidParameter", "a parameter has the wrong type"},
+	KindBadRequest:          {"", "the request cannot be read", 4000, "BadRequest", "InvalidParameter", ""},
+	KindTooLarge:            {"", "the request is too large", 4000, "RequestTooLarge", "RequestSizeLimitExceeded", ""},
+	KindUnsupportedProtocol: {"", "the protocol is not supported", 4000, "UnsupportedProtocol", "UnsupportedProtocol", ""},
+	KindUnknownAction:       {"", "there is no such action", 4000, "InvalidAction", "InvalidAction", ""},
+	KindNoSuchVersion:       {"", "there is no such version", 4000, "NoSuchVersion", "NoSuchVersion", ""},
+	KindSignatureFailure:    {"", "authentication failed", 4100, "SignatureFailure", "AuthFailure.SignatureFailure", ""},
+	KindSecretIDNotFound:    {"", "there is no such SecretId", 4104, "SecretIdNotFound", "AuthFailure.SecretIdNotFound", ""},
+	KindToken:               {"", "tokens are not supported", 4105, "TokenFailure", "AuthFailure.TokenFailure", ""},
+	KindExpired:             {"", "the request has expired", 4200, "SignatureExpire", "AuthFailure.SignatureExpire", ""},
+	KindReplay:              {"", "the request was seen before", 4500, "ReplayAttack", "AuthFailure.SignatureFailure", ""},
+	KindRateLimited:         {"", "too many requests", 4400, "RequestLimitExceeded", "RequestLimitExceeded", ""},
 	// Clients compare the V3 code, so its spelling stays.
-	KindLimitExceeded: {"10005", "等待和处理中的任务数过多", 4400, "PendingOrProcessingTasksExceedLimit", "LimitExceeded.PengingOrProcessingTasksExceedLimit"},
+	KindLimitExceeded: {"10005", "等待和处理中的任务数过多", 4400, "PendingOrProcessingTasksExceedLimit", "LimitExceeded.PengingOrProcessingTasksExceedLimit", "too many tasks are waiting or processing"},
 }
 
 func (k Kind) codes() codes {
@@ -166,8 +169,8 @@ func (e *Error) Code(v Version) string {
 }
 
 // Message returns what the caller reads: in V2 "（module code）fixed text: detail",
-// or "text: detail" where there is no module code; in V3 the detail alone, or the
-// kind in words. A detail is cut after 1024 characters.
+// or "text: detail" where there is no module code; in V3 the detail alone, or
+// the kind in English. A detail is cut after 1024 characters.
 func (e *Error) Message(v Version) string {
 	c := e.Kind.codes()
 	detail := e.told()
@@ -179,8 +182,8 @@ func (e *Error) Message(v Version) string {
 	switch {
 	case v == V3 && detail != "":
 		return detail
-	case v == V3 && c.module != "":
-		return e.Kind.String()
+	case v == V3 && c.english != "":
+		return c.english
 	case v == V2 && c.module != "":
 		text = "（" + c.module + "）" + text
 	}

@@ -84,7 +84,7 @@ func TestWriteInternalError(t *testing.T) {
 func TestErrorWithoutDetail(t *testing.T) {
 	err := &Error{Kind: KindLimitExceeded}
 	wantAnswer(t, written(t, V2, err), failureV2JSON(4400, "PendingOrProcessingTasksExceedLimit", "（10005）等待和处理中的任务数过多"))
-	wantAnswer(t, written(t, V3, err), failureV3JSON("LimitExceeded.PengingOrProcessingTasksExceedLimit", "PengingOrProcessingTasksExceedLimit"))
+	wantAnswer(t, written(t, V3, err), failureV3JSON("LimitExceeded.PengingOrProcessingTasksExceedLimit", "too many tasks are waiting or processing"))
 	if got, want := (&Error{Kind: KindExpired}).Message(V3), "the request has expired"; got != want {
 		t.Errorf("Message = %q, want %q", got, want)
 	}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"batchtask.dev/operator/internal/qcloud"
+	"batchtask.dev/operator/internal/shim"
+)
+
+func shimCommand() *cobra.Command {
+	opts := &shimOptions{}
+	cmd := &cobra.Command{
+		Use:   "shim",
+		Short: "Serve callers of the legacy HTTP API: their calls become BatchTasks",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if err := opts.validate(); err != nil {
+				return err
+			}
+			return runShim(ctrl.SetupSignalHandler(), opts, opts.logger())
+		},
+	}
+	opts.bind(cmd.Flags())
+	return cmd
+}
+
+// runShim runs until ctx ends, and then finishes the calls in flight.
+func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
+	listener, err := opts.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = listener.Close() }()
+	mgr, err := newShimManager(opts, log)
+	if err != nil {
+		return err
+	}
+	live, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return fmt.Errorf("set up the client: %w", err)
+	}
+	clk, counted := clock.RealClock{}, shim.NewMetrics(metrics.Registry)
+	accounts := shim.NewAccounts(counted)
+	synced, err := accounts.Watch(ctx, mgr.GetCache(), mgr.GetEventRecorder("batchtask-shim"))
+	if err != nil {
+		return err
+	}
+	handler := shim.NewHandler(shim.Options{
+		Client: live, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
+		Log: log.WithName("access"), Metrics: counted,
+		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{
+			Hosts: opts.hosts, Window: opts.clockWindow, Limiter: shim.NewLimits(opts.rate, opts.burst, clk),
+		}),
+	})
+	server := &manager.Server{
+		Name: "shim", Listener: listener, ShutdownTimeout: &opts.shutdownTimeout,
+		Server: &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: 10 * time.Second,
+			ReadTimeout:       30 * time.Second,
+			WriteTimeout:      30*time.Second + 2*opts.callTimeout + 10*time.Second,
+			IdleTimeout:       90 * time.Second,
+			MaxHeaderBytes:    2 * qcloud.MaxBytes, // a query is part of the header
+		},
+	}
+	if err := mgr.Add(serveWhen{synced, server}); err != nil {
+		return fmt.Errorf("add the HTTP server: %w", err)
+	}
+	if err := addChecks(mgr); err != nil {
+		return err
+	}
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
+	return nil
+}
+
+// listen takes the address at once, so that one that cannot be had is told in one
+// line; nobody is answered before the credentials have been read.
+func (o *shimOptions) listen(ctx context.Context) (net.Listener, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", o.bindAddr)
+	if err != nil {
+		return nil, fmt.Errorf("--bind-address=%s: %w", o.bindAddr, err)
+	}
+	if o.certFile == "" {
+		return listener, nil
+	}
+	certificate, err := certwatcher.New(o.certFile, o.keyFile)
+	if err != nil {
+		_ = listener.Close()
+		return nil, fmt.Errorf("--tls-cert-file and --tls-key-file: %w", err)
+	}
+	go func() { _ = certificate.Start(ctx) }() // it logs what goes wrong
+	return tls.NewListener(listener, &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, GetCertificate: certificate.GetCertificate,
+	}), nil
+}
+
+func newShimManager(opts *shimOptions, log logr.Logger) (ctrl.Manager, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := ctrl.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	grace := opts.shutdownTimeout + 5*time.Second
+	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
+		Scheme: scheme, Logger: log, Metrics: opts.metrics(), HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
+		GracefulShutdownTimeout: &grace,
+		Cache:                   cache.Options{ByObject: map[client.Object]cache.ByObject{&corev1.Secret{}: shim.SecretCache(opts.namespaces)}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("set up the shim: %w", err)
+	}
+	return mgr, nil
+}
+
+// serveWhen serves as soon as synced says so: before, a caller would be told that
+// its credentials do not exist.
+type serveWhen struct {
+	synced func() bool
+	server *manager.Server
+}
+
+var _ manager.LeaderElectionRunnable = serveWhen{}
+
+// Start implements [manager.Runnable].
+func (s serveWhen) Start(ctx context.Context) error {
+	if !toolscache.WaitForCacheSync(ctx.Done(), s.synced) {
+		return nil
+	}
+	return s.server.Start(ctx)
+}
+
+// NeedLeaderElection implements [manager.LeaderElectionRunnable]: every replica serves.
+func (serveWhen) NeedLeaderElection() bool { return false }
