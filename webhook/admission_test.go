@@ -22,15 +22,16 @@ import (
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/taskid"
 	"batchtask.dev/operator/internal/testobj"
+	"batchtask.dev/operator/test/system"
 )
 
 func TestDryRun(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
 	for _, device := range []*testobj.DeviceBuilder{
 		testobj.Device("front-door-1"), testobj.Device("back-door-2"), testobj.Device("window-1"), testobj.Device("door-3").Disabled(),
 	} {
-		if err := s.client.Create(t.Context(), device.In(namespace).Product(id).Obj()); err != nil {
+		if err := s.Client.Create(t.Context(), device.In(namespace).Product(id).Obj()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -40,29 +41,29 @@ func TestDryRun(t *testing.T) {
 		{"door$", "spec.deviceNameFilter: matches 0 devices now"},
 		{".*", "spec.deviceNameFilter: matches 3 devices now"},
 	} {
-		s.warnings.take()
+		s.Warnings.Take()
 		task := testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close").Filter(tc.filter)
-		if err := s.client.Create(t.Context(), task.Obj(), client.DryRunAll); err != nil {
+		if err := s.Client.Create(t.Context(), task.Obj(), client.DryRunAll); err != nil {
 			t.Fatalf("dry run with the filter %s: %v", tc.filter, err)
 		}
-		if diff := cmp.Diff([]string{tc.want}, s.warnings.take()); diff != "" {
+		if diff := cmp.Diff([]string{tc.want}, s.Warnings.Take()); diff != "" {
 			t.Errorf("warnings for the filter %s (-want +got):\n%s", tc.filter, diff)
 		}
 	}
-	if slots := s.slots(t, namespace); len(slots) > 0 {
+	if slots := s.Slots(t, namespace); len(slots) > 0 {
 		t.Errorf("dry runs hold the slots %v", slots)
 	}
 	// When the namespace is full a dry run says so.
-	s.burst(t, 5, namespace, id, "task-")
+	burst(t, s, 5, namespace, id, "task-")
 	task := testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close")
-	if err := s.client.Create(t.Context(), task.Obj(), client.DryRunAll); !isLimit(err) {
+	if err := s.Client.Create(t.Context(), task.Obj(), client.DryRunAll); !isLimit(err) {
 		t.Errorf("dry run in a full namespace: %v, want 403 TaskLimitExceeded", err)
 	}
 }
 
 func TestTaskID(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
 	const asID = "5ad5aa513332ea4cb86e9ad5"
 	for _, tc := range []struct {
 		name   string
@@ -78,7 +79,7 @@ func TestTaskID(t *testing.T) {
 			task.Label(v1alpha1.LabelTaskID, tc.label)
 		}
 		created := task.Obj()
-		if err := s.client.Create(t.Context(), created); err != nil {
+		if err := s.Client.Create(t.Context(), created); err != nil {
 			t.Fatal(err)
 		}
 		label := created.Labels[v1alpha1.LabelTaskID]
@@ -88,19 +89,19 @@ func TestTaskID(t *testing.T) {
 		if diff := cmp.Diff(task.Obj().Spec, created.Spec); diff != "" {
 			t.Errorf("the spec of task %s was changed (-applied +stored):\n%s", tc.name, diff)
 		}
-		waitFor(t, "status.taskID", func() (bool, any) {
-			err := s.client.Get(t.Context(), client.ObjectKeyFromObject(created), created)
+		system.WaitFor(t, "status.taskID", func() (bool, any) {
+			err := s.Client.Get(t.Context(), client.ObjectKeyFromObject(created), created)
 			return err == nil && created.Status.TaskID == label, created.Status.TaskID
 		})
 	}
 }
 
 func TestRefusals(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
-	conflict := s.env.Namespace(t)
-	s.nextSecond(t, namespace)
-	if err := s.client.Create(t.Context(), testobj.Product("late").In(conflict).ID(id).Obj()); err != nil {
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	conflict := s.Env.Namespace(t)
+	s.NextSecond(t, namespace)
+	if err := s.Client.Create(t.Context(), testobj.Product("late").In(conflict).ID(id).Obj()); err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
@@ -140,7 +141,7 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			err := s.client.Create(t.Context(), tc.task.Obj())
+			err := s.Client.Create(t.Context(), tc.task.Obj())
 			if !apierrors.IsInvalid(err) {
 				t.Fatalf("got %v, want 422 Invalid", err)
 			}
@@ -153,7 +154,7 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 	for _, ns := range []string{namespace, conflict} {
-		if slots := s.slots(t, ns); len(slots) > 0 {
+		if slots := s.Slots(t, ns); len(slots) > 0 {
 			t.Errorf("refused tasks hold the slots %v", slots)
 		}
 	}
@@ -161,34 +162,34 @@ func TestRefusals(t *testing.T) {
 
 // A product and its tasks can be applied in one go.
 func TestTaskRightAfterItsProduct(t *testing.T) {
-	s := run(t)
+	s := system.Run(t)
 	for range 5 {
-		namespace := s.env.Namespace(t)
-		id := uniqueID(namespace)
-		if err := s.client.Create(t.Context(), testobj.Product("product").In(namespace).ID(id).Obj()); err != nil {
+		namespace := s.Env.Namespace(t)
+		id := system.UniqueID(namespace)
+		if err := s.Client.Create(t.Context(), testobj.Product("product").In(namespace).ID(id).Obj()); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.client.Create(t.Context(), testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close").Obj()); err != nil {
+		if err := s.Client.Create(t.Context(), testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close").Obj()); err != nil {
 			t.Errorf("a task right after its product: %v", err)
 		}
 	}
 }
 
 func TestSchedules(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
-	s.warnings.take()
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	s.Warnings.Take()
 	now := time.Now()
 	far := testobj.BatchTask("far").In(namespace).Product(id).Publish("event", "close").ScheduleAt(now.Unix() + 2*86400).Obj()
-	if err := s.client.Create(t.Context(), far); err != nil {
+	if err := s.Client.Create(t.Context(), far); err != nil {
 		t.Fatal(err)
 	}
-	got := strings.Join(s.warnings.take(), "\n")
+	got := strings.Join(s.Warnings.Take(), "\n")
 	if want := "is more than 86400 seconds ahead: the task will start 86400 seconds from now, at "; !strings.Contains(got, want) {
 		t.Errorf("warnings: %q, want one that says: %s", got, want)
 	}
-	waitFor(t, "the task to wait", func() (bool, any) {
-		err := s.client.Get(t.Context(), client.ObjectKeyFromObject(far), far)
+	system.WaitFor(t, "the task to wait", func() (bool, any) {
+		err := s.Client.Get(t.Context(), client.ObjectKeyFromObject(far), far)
 		return err == nil && far.Status.Phase == v1alpha1.TaskPhaseWaiting, err
 	})
 	if got, want := far.Status.ScheduleTime.Time, far.CreationTimestamp.Add(86400*time.Second); !got.Equal(want) {
@@ -199,25 +200,25 @@ func TestSchedules(t *testing.T) {
 	}
 	// Callers' clocks may run a little slow.
 	slow := testobj.BatchTask("slow").In(namespace).Product(id).Publish("event", "close").ScheduleAt(time.Now().Unix() - 3).Obj()
-	if err := s.client.Create(t.Context(), slow); err != nil {
+	if err := s.Client.Create(t.Context(), slow); err != nil {
 		t.Fatalf("a schedule within the skew: %v", err)
 	}
-	waitFor(t, "it to run at once", func() (bool, any) { return s.executor.Working(slow.UID), nil })
+	system.WaitFor(t, "it to run at once", func() (bool, any) { return s.Executor.Working(slow.UID), nil })
 }
 
 // A create that somebody else refuses after a slot was reserved for it keeps the
 // slot for the grace time and no longer.
 func TestRefusedAfterwards(t *testing.T) {
 	const grace = 4 * time.Second
-	s := runWithGrace(t, grace)
-	namespace, id := s.namespace(t)
+	s := system.RunWithGrace(t, grace)
+	namespace, id := s.Namespace(t)
 	var configuration admissionregistrationv1.ValidatingWebhookConfigurationList
-	if err := s.client.List(t.Context(), &configuration); err != nil {
+	if err := s.Client.List(t.Context(), &configuration); err != nil {
 		t.Fatal(err)
 	}
 	ours := configuration.Items[0].Webhooks[0]
 
-	reserved := func() (bool, any) { return len(s.slots(t, namespace)) > 0, nil }
+	reserved := func() (bool, any) { return len(s.Slots(t, namespace)) > 0, nil }
 	// It refuses once a slot has been reserved: webhooks are called side by side.
 	denier := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -227,7 +228,7 @@ func TestRefusedAfterwards(t *testing.T) {
 			return
 		}
 		if !*review.Request.DryRun {
-			waitFor(t, "a slot to be reserved", reserved)
+			system.WaitFor(t, "a slot to be reserved", reserved)
 		}
 		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Result: &metav1.Status{Message: "not today"}}
 		_ = json.NewEncoder(w).Encode(review)
@@ -241,33 +242,33 @@ func TestRefusedAfterwards(t *testing.T) {
 			ClientConfig:   admissionregistrationv1.WebhookClientConfig{URL: &denier.URL, CABundle: certificate(denier)},
 		}},
 	}
-	if err := s.client.Create(t.Context(), other); err != nil {
+	if err := s.Client.Create(t.Context(), other); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := s.env.Client.Delete(context.Background(), other); err != nil {
+		if err := s.Env.Client.Delete(context.Background(), other); err != nil {
 			t.Error(err)
 		}
 	})
-	checkSlots := neverMoreThan(t, s, 5, &v1alpha1.TaskQuotaList{}, namespace, countSlots)
+	checkSlots := system.NeverMoreThan(t, s, 5, &v1alpha1.TaskQuotaList{}, namespace, system.CountSlots)
 	refused := testobj.BatchTask("refused").In(namespace).Product(id).Publish("event", "close").Label("refuse", "me")
-	waitFor(t, "the other webhook to be known", func() (bool, any) {
-		err := s.client.Create(t.Context(), refused.Obj(), client.DryRunAll)
+	system.WaitFor(t, "the other webhook to be known", func() (bool, any) {
+		err := s.Client.Create(t.Context(), refused.Obj(), client.DryRunAll)
 		return err != nil, err
 	})
 	began := time.Now()
-	if err := s.client.Create(t.Context(), refused.Obj()); err == nil || !strings.Contains(err.Error(), "not today") {
+	if err := s.Client.Create(t.Context(), refused.Obj()); err == nil || !strings.Contains(err.Error(), "not today") {
 		t.Fatalf("got %v, want the refusal of the other webhook", err)
 	}
-	waitFor(t, "the slot to be freed", func() (bool, any) {
-		slots := s.slots(t, namespace)
+	system.WaitFor(t, "the slot to be freed", func() (bool, any) {
+		slots := s.Slots(t, namespace)
 		return len(slots) == 0, slots
 	})
 	// reservedAt is cut to whole seconds.
 	if took := time.Since(began); took < grace-time.Second || took > grace+10*time.Second {
 		t.Errorf("the slot was freed after %v, want about %v", took, grace)
 	}
-	if admitted := s.burst(t, 10, namespace, id, "task-"); len(admitted) != 5 {
+	if admitted := burst(t, s, 10, namespace, id, "task-"); len(admitted) != 5 {
 		t.Errorf("%d tasks were admitted after that, want 5", len(admitted))
 	}
 	checkSlots()
@@ -275,28 +276,28 @@ func TestRefusedAfterwards(t *testing.T) {
 
 // A lowered limit ends no task, and lets no new one in before there is room.
 func TestLoweredLimit(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
-	admitted := s.burst(t, 5, namespace, id, "task-")
-	waitFor(t, "five tasks to be active", func() (bool, any) { return len(s.active(t, namespace)) == 5, nil })
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	admitted := burst(t, s, 5, namespace, id, "task-")
+	system.WaitFor(t, "five tasks to be active", func() (bool, any) { return len(s.Active(t, namespace)) == 5, nil })
 	ledger := &v1alpha1.TaskQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName}}
-	if err := s.client.Patch(t.Context(), ledger, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"maxActiveTasks":2}}`))); err != nil {
+	if err := s.Client.Patch(t.Context(), ledger, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"maxActiveTasks":2}}`))); err != nil {
 		t.Fatal(err)
 	}
 	for i, task := range admitted[:4] {
-		if more := s.burst(t, 3, namespace, id, fmt.Sprintf("more-%d-", i)); len(more) != 0 {
+		if more := burst(t, s, 3, namespace, id, fmt.Sprintf("more-%d-", i)); len(more) != 0 {
 			t.Errorf("with %d active tasks and a limit of 2, %d were admitted", 5-i, len(more))
 			break
 		}
-		if err := s.client.Delete(t.Context(), task); err != nil {
+		if err := s.Client.Delete(t.Context(), task); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "a slot to be freed", func() (bool, any) {
-			slots := s.slots(t, namespace)
+		system.WaitFor(t, "a slot to be freed", func() (bool, any) {
+			slots := s.Slots(t, namespace)
 			return len(slots) == 4-i, slots
 		})
 	}
-	if more := s.burst(t, 3, namespace, id, "last-"); len(more) != 1 {
+	if more := burst(t, s, 3, namespace, id, "last-"); len(more) != 1 {
 		t.Errorf("with one active task and a limit of 2, %d were admitted", len(more))
 	}
 }

@@ -3,7 +3,6 @@ package webhook_test
 import (
 	"fmt"
 	"net/http"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -17,13 +16,12 @@ import (
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/testobj"
+	"batchtask.dev/operator/test/system"
 )
-
-func mustCompile(pattern string) *regexp.Regexp { return regexp.MustCompile(pattern) }
 
 // burst creates n tasks at once and returns those that were admitted. It fails
 // unless all others are refused because of the limit.
-func (s *system) burst(t *testing.T, n int, namespace, id, prefix string) []*v1alpha1.BatchTask {
+func burst(t *testing.T, s *system.System, n int, namespace, id, prefix string) []*v1alpha1.BatchTask {
 	t.Helper()
 	var mu sync.Mutex
 	var admitted []*v1alpha1.BatchTask
@@ -31,7 +29,7 @@ func (s *system) burst(t *testing.T, n int, namespace, id, prefix string) []*v1a
 	for i := range n {
 		creating.Go(func() {
 			task := testobj.BatchTask(fmt.Sprint(prefix, i)).In(namespace).Product(id).Publish("event", "close").Obj()
-			err := s.client.Create(t.Context(), task)
+			err := s.Client.Create(t.Context(), task)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -54,23 +52,23 @@ func isLimit(err error) bool {
 }
 
 func TestLimitOfFive(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
-	checkSlots := neverMoreThan(t, s, 5, &v1alpha1.TaskQuotaList{}, namespace, countSlots)
-	checkActive := neverMoreThan(t, s, 5, &v1alpha1.BatchTaskList{}, namespace, countActive)
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	checkSlots := system.NeverMoreThan(t, s, 5, &v1alpha1.TaskQuotaList{}, namespace, system.CountSlots)
+	checkActive := system.NeverMoreThan(t, s, 5, &v1alpha1.BatchTaskList{}, namespace, system.CountActive)
 
-	admitted := s.burst(t, 200, namespace, id, "task-")
+	admitted := burst(t, s, 200, namespace, id, "task-")
 	if len(admitted) != 5 {
 		t.Fatalf("%d of 200 tasks were admitted, want 5", len(admitted))
 	}
-	for i := range s.served {
-		if s.served[i].Load() < 50 {
-			t.Errorf("replica %d answered %d calls only", i, s.served[i].Load())
+	for i := range s.Served {
+		if s.Served[i].Load() < 50 {
+			t.Errorf("replica %d answered %d calls only", i, s.Served[i].Load())
 		}
 	}
-	waitFor(t, "the five to run", func() (bool, any) {
+	system.WaitFor(t, "the five to run", func() (bool, any) {
 		for _, task := range admitted {
-			if !s.executor.Working(task.UID) {
+			if !s.Executor.Working(task.UID) {
 				return false, task.Name
 			}
 		}
@@ -78,23 +76,23 @@ func TestLimitOfFive(t *testing.T) {
 	})
 
 	// The refusal says who is in the way.
-	err := s.client.Create(t.Context(), testobj.BatchTask("sixth").In(namespace).Product(id).Publish("event", "close").Obj())
+	err := s.Client.Create(t.Context(), testobj.BatchTask("sixth").In(namespace).Product(id).Publish("event", "close").Obj())
 	want := fmt.Sprintf("namespace %q may have 5 active tasks (TaskQuota \"default\", spec.maxActiveTasks), and these are waiting or processing: %s",
-		namespace, strings.Join(s.slots(t, namespace), ", "))
+		namespace, strings.Join(s.Slots(t, namespace), ", "))
 	if !isLimit(err) || !strings.Contains(err.Error(), want) {
 		t.Errorf("a sixth task: %v\nwant a refusal that says: %s", err, want)
 	}
 
 	// Each one that finishes makes room for exactly one.
 	for round := range 3 {
-		s.executor.Set(client.ObjectKeyFromObject(admitted[round]), executor.Progress{
+		s.Executor.Set(client.ObjectKeyFromObject(admitted[round]), executor.Progress{
 			Cursor: "z", Matched: 1, Succeeded: 1, Outcome: executor.OutcomeServed,
 		})
-		waitFor(t, "the slot of a finished task to be freed", func() (bool, any) {
-			slots := s.slots(t, namespace)
+		system.WaitFor(t, "the slot of a finished task to be freed", func() (bool, any) {
+			slots := s.Slots(t, namespace)
 			return len(slots) == 4, slots
 		})
-		if more := s.burst(t, 20, namespace, id, fmt.Sprintf("round-%d-", round)); len(more) != 1 {
+		if more := burst(t, s, 20, namespace, id, fmt.Sprintf("round-%d-", round)); len(more) != 1 {
 			t.Errorf("%d more tasks were admitted after one had finished, want 1", len(more))
 		}
 	}
@@ -103,86 +101,86 @@ func TestLimitOfFive(t *testing.T) {
 }
 
 func TestLimitWithGeneratedNames(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
 	for range 5 {
 		task := testobj.BatchTask("").In(namespace).Product(id).Publish("event", "close").Obj()
 		task.GenerateName = "nightly-"
-		if err := s.client.Create(t.Context(), task); err != nil {
+		if err := s.Client.Create(t.Context(), task); err != nil {
 			t.Fatal(err)
 		}
 	}
 	task := testobj.BatchTask("").In(namespace).Product(id).Publish("event", "close").Obj()
 	task.GenerateName = "nightly-"
-	if err := s.client.Create(t.Context(), task); !isLimit(err) {
+	if err := s.Client.Create(t.Context(), task); !isLimit(err) {
 		t.Errorf("a sixth task with a generated name: %v", err)
 	}
-	waitFor(t, "five tasks to be active", func() (bool, any) {
-		active := s.active(t, namespace)
-		return len(active) == 5 && cmp.Equal(active, s.slots(t, namespace)), active
+	system.WaitFor(t, "five tasks to be active", func() (bool, any) {
+		active := s.Active(t, namespace)
+		return len(active) == 5 && cmp.Equal(active, s.Slots(t, namespace)), active
 	})
 }
 
 func TestDeletingAnActiveTaskFreesItsSlot(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
-	admitted := s.burst(t, 6, namespace, id, "task-")
-	waitFor(t, "five tasks to be active", func() (bool, any) { return len(s.active(t, namespace)) == 5, nil })
-	if err := s.client.Delete(t.Context(), admitted[0]); err != nil {
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	admitted := burst(t, s, 6, namespace, id, "task-")
+	system.WaitFor(t, "five tasks to be active", func() (bool, any) { return len(s.Active(t, namespace)) == 5, nil })
+	if err := s.Client.Delete(t.Context(), admitted[0]); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "its slot to be freed", func() (bool, any) {
-		slots := s.slots(t, namespace)
+	system.WaitFor(t, "its slot to be freed", func() (bool, any) {
+		slots := s.Slots(t, namespace)
 		return len(slots) == 4, slots
 	})
 	// A new task of the same name is another task.
 	again := testobj.BatchTask(admitted[0].Name).In(namespace).Product(id).Publish("event", "close").Obj()
-	if err := s.client.Create(t.Context(), again); err != nil {
+	if err := s.Client.Create(t.Context(), again); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "it to run", func() (bool, any) { return s.executor.Working(again.UID), nil })
-	if s.executor.Working(admitted[0].UID) {
+	system.WaitFor(t, "it to run", func() (bool, any) { return s.Executor.Working(again.UID), nil })
+	if s.Executor.Working(admitted[0].UID) {
 		t.Error("the deleted task still runs")
 	}
 }
 
 func TestDeletingTheTaskQuotaFreesNothing(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
-	checkActive := neverMoreThan(t, s, 5, &v1alpha1.BatchTaskList{}, namespace, countActive)
-	s.burst(t, 5, namespace, id, "task-")
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	checkActive := system.NeverMoreThan(t, s, 5, &v1alpha1.BatchTaskList{}, namespace, system.CountActive)
+	burst(t, s, 5, namespace, id, "task-")
 	for round := range 10 {
 		ledger := &v1alpha1.TaskQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName}}
-		if err := s.client.Delete(t.Context(), ledger); client.IgnoreNotFound(err) != nil {
+		if err := s.Client.Delete(t.Context(), ledger); client.IgnoreNotFound(err) != nil {
 			t.Fatal(err)
 		}
-		if more := s.burst(t, 10, namespace, id, fmt.Sprintf("more-%d-", round)); len(more) != 0 {
+		if more := burst(t, s, 10, namespace, id, fmt.Sprintf("more-%d-", round)); len(more) != 0 {
 			t.Errorf("%d more tasks were admitted after the TaskQuota had been deleted", len(more))
 		}
 	}
-	waitFor(t, "the five to be active and hold the slots", func() (bool, any) {
-		active := s.active(t, namespace)
-		return len(active) == 5 && cmp.Equal(active, s.slots(t, namespace)), active
+	system.WaitFor(t, "the five to be active and hold the slots", func() (bool, any) {
+		active := s.Active(t, namespace)
+		return len(active) == 5 && cmp.Equal(active, s.Slots(t, namespace)), active
 	})
 	checkActive()
 }
 
 func TestNameTaken(t *testing.T) {
-	s := run(t)
-	namespace, id := s.namespace(t)
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
 	task := testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close")
-	if err := s.client.Create(t.Context(), task.Obj()); err != nil {
+	if err := s.Client.Create(t.Context(), task.Obj()); err != nil {
 		t.Fatal(err)
 	}
-	checkSlots := neverMoreThan(t, s, 1, &v1alpha1.TaskQuotaList{}, namespace, countSlots)
+	checkSlots := system.NeverMoreThan(t, s, 1, &v1alpha1.TaskQuotaList{}, namespace, system.CountSlots)
 	for range 5 {
-		if err := s.client.Create(t.Context(), task.Obj()); !apierrors.IsAlreadyExists(err) {
+		if err := s.Client.Create(t.Context(), task.Obj()); !apierrors.IsAlreadyExists(err) {
 			t.Errorf("a second task of one name: %v, want 409 AlreadyExists", err)
 		}
 	}
-	waitFor(t, "its slot to be bound", func() (bool, any) {
+	system.WaitFor(t, "its slot to be bound", func() (bool, any) {
 		ledger := &v1alpha1.TaskQuota{}
-		err := s.client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, ledger)
+		err := s.Client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, ledger)
 		return err == nil && len(ledger.Status.Slots) == 1 && ledger.Status.Slots[0].Bound, ledger.Status
 	})
 	checkSlots()

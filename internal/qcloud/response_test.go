@@ -77,7 +77,7 @@ func TestWriteInternalError(t *testing.T) {
 		&Error{Kind: 200, Detail: "secret"},
 	} {
 		wantAnswer(t, written(t, V2, err), failureV2JSON(6000, "InternalError", "（10100）内部服务器错误，请联系技术人员"))
-		wantAnswer(t, written(t, V3, err), failureV3JSON("InternalError", "InternalError"))
+		wantAnswer(t, written(t, V3, err), failureV3JSON("InternalError", "the call could not be carried out, through no fault of the caller"))
 	}
 }
 

@@ -1,23 +1,26 @@
-package webhook_test
+// Package system runs the admission webhooks and the controllers in the process of
+// a test, against a real control plane and with an executor that the test drives.
+// It is for tests only: a package that uses it has
+//
+//	func TestMain(m *testing.M) { testenv.Main(m, testenv.WithWebhooks()) }
+package system
 
 import (
 	"context"
 	"crypto/tls"
-	"encoding/pem"
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,7 +32,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
-	logf "sigs.k8s.io/controller-runtime/pkg/log"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	webhookserver "sigs.k8s.io/controller-runtime/pkg/webhook"
 
@@ -45,38 +47,33 @@ import (
 	"batchtask.dev/operator/webhook"
 )
 
-func TestMain(m *testing.M) {
-	logf.SetLogger(logr.Discard())
-	testenv.Main(m, testenv.WithWebhooks())
-}
-
-// longGrace is how long a slot is kept here whose task does not appear: longer than
+// LongGrace is how long a slot is kept here whose task does not appear: longer than
 // a create may take on a busy machine. A task that comes later than that has lost
 // its slot and, if no other is free, fails at the gate.
-const longGrace = time.Minute
+const LongGrace = time.Minute
 
-// system is two replicas of the webhooks, each with a manager and a ledger of its
+// System is two replicas of the webhooks, each with a manager and a ledger of its
 // own, and the reconcilers on one of them, the leader.
-type system struct {
-	env      *testenv.Env
-	executor *testobj.Executor
-	warnings *warnings
-	client   client.WithWatch // collects warnings
+type System struct {
+	Env      *testenv.Env
+	Executor *testobj.Executor
+	Warnings *Warnings
+	Client   client.WithWatch // collects warnings
 
-	served [2]atomic.Int64 // calls by replica
+	Served [2]atomic.Int64 // calls by replica
 }
 
-// run starts a system that ends with the test.
-func run(t *testing.T) *system {
+// Run starts a system that ends with the test.
+func Run(t *testing.T) *System {
 	t.Helper()
-	return runWithGrace(t, longGrace)
+	return RunWithGrace(t, LongGrace)
 }
 
-func runWithGrace(t *testing.T, grace time.Duration) *system {
+func RunWithGrace(t *testing.T, grace time.Duration) *System {
 	t.Helper()
 	env := testenv.Start(t)
 	wake := &controllers.Wakeups{}
-	s := &system{env: env, executor: &testobj.Executor{Notify: wake.Wake}, warnings: &warnings{}}
+	s := &System{Env: env, Executor: &testobj.Executor{Notify: wake.Wake}, Warnings: &Warnings{}}
 
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -104,7 +101,7 @@ func runWithGrace(t *testing.T, grace time.Duration) *system {
 		}
 		if i == 0 {
 			if err := controllers.Setup(ctx, mgr, controllers.Parts{
-				Ledger: ledger, Store: store, Executor: s.executor, Wake: wake, Clock: clock.RealClock{}, Grace: grace,
+				Ledger: ledger, Store: store, Executor: s.Executor, Wake: wake, Clock: clock.RealClock{}, Grace: grace,
 				Metrics: controllers.NewMetrics(prometheus.NewRegistry(), mgr.GetClient()),
 			}); err != nil {
 				t.Fatal(err)
@@ -115,7 +112,7 @@ func runWithGrace(t *testing.T, grace time.Duration) *system {
 				t.Errorf("running replica %d: %v", i, err)
 			}
 		})
-		waitFor(t, "the webhooks to be served", func() (bool, any) {
+		WaitFor(t, "the webhooks to be served", func() (bool, any) {
 			err := mgr.GetWebhookServer().StartedChecker()(nil)
 			return err == nil, err
 		})
@@ -125,16 +122,16 @@ func runWithGrace(t *testing.T, grace time.Duration) *system {
 	var calls atomic.Int64
 	front := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		turn := calls.Add(1) % 2
-		s.served[turn].Add(1)
+		s.Served[turn].Add(1)
 		backends[turn].ServeHTTP(w, r)
 	})}
 	s.serve(t, front)
 
 	s.patience(t)
 	config := rest.CopyConfig(env.Config)
-	config.WarningHandlerWithContext = s.warnings
+	config.WarningHandlerWithContext = s.Warnings
 	var err error
-	if s.client, err = client.NewWithWatch(config, client.Options{Scheme: testenv.Scheme()}); err != nil {
+	if s.Client, err = client.NewWithWatch(config, client.Options{Scheme: testenv.Scheme()}); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -142,28 +139,28 @@ func runWithGrace(t *testing.T, grace time.Duration) *system {
 
 // patience lets the API server wait longer for the webhooks than in production:
 // a busy machine that tests with the race detector may be slow.
-func (s *system) patience(t *testing.T) {
+func (s *System) patience(t *testing.T) {
 	t.Helper()
 	patch := client.RawPatch(types.JSONPatchType, []byte(`[{"op":"replace","path":"/webhooks/0/timeoutSeconds","value":30}]`))
 	for _, configuration := range []client.Object{
 		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-validating"}},
 		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-mutating"}},
 	} {
-		if err := s.env.Client.Patch(t.Context(), configuration, patch); err != nil {
+		if err := s.Env.Client.Patch(t.Context(), configuration, patch); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
 // serve answers the API server's calls, at the address that it has been given.
-func (s *system) serve(t *testing.T, server *http.Server) {
+func (s *System) serve(t *testing.T, server *http.Server) {
 	t.Helper()
-	address := net.JoinHostPort(s.env.Webhook.LocalServingHost, fmt.Sprint(s.env.Webhook.LocalServingPort))
+	address := net.JoinHostPort(s.Env.Webhook.LocalServingHost, fmt.Sprint(s.Env.Webhook.LocalServingPort))
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	directory := s.env.Webhook.LocalServingCertDir
+	directory := s.Env.Webhook.LocalServingCertDir
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -209,24 +206,24 @@ func (m matches) CountMatches(ctx context.Context, task *v1alpha1.BatchTask) (in
 	}
 	return m.store.Count(ctx, fleet.Query{
 		Product: fleet.Product{Namespace: task.Namespace, ProductID: task.Spec.ProductID},
-		Filter:  mustCompile(task.Spec.DeviceNameFilter),
+		Filter:  regexp.MustCompile(task.Spec.DeviceNameFilter),
 	})
 }
 
-// warnings collects the warnings of the API server.
-type warnings struct {
+// Warnings collects the warnings of the API server.
+type Warnings struct {
 	mu    sync.Mutex
 	texts []string
 }
 
 // HandleWarningHeaderWithContext implements rest.WarningHandlerWithContext.
-func (w *warnings) HandleWarningHeaderWithContext(_ context.Context, _ int, _, text string) {
+func (w *Warnings) HandleWarningHeaderWithContext(_ context.Context, _ int, _, text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.texts = append(w.texts, text)
 }
 
-func (w *warnings) take() []string {
+func (w *Warnings) Take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	texts := w.texts
@@ -234,34 +231,34 @@ func (w *warnings) take() []string {
 	return texts
 }
 
-// namespace makes a namespace with a product, and returns the product's ID.
-func (s *system) namespace(t *testing.T) (namespace, productID string) {
+// Namespace makes a namespace with a product, and returns the product's ID.
+func (s *System) Namespace(t *testing.T) (namespace, productID string) {
 	t.Helper()
-	namespace = s.env.Namespace(t)
-	productID = uniqueID(namespace)
+	namespace = s.Env.Namespace(t)
+	productID = UniqueID(namespace)
 	p := testobj.Product("product").In(namespace).ID(productID).Topics("event").Obj()
-	if err := s.client.Create(t.Context(), p); err != nil {
+	if err := s.Client.Create(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the product to be Ready", func() (bool, any) {
-		err := s.client.Get(t.Context(), client.ObjectKeyFromObject(p), p)
+	WaitFor(t, "the product to be Ready", func() (bool, any) {
+		err := s.Client.Get(t.Context(), client.ObjectKeyFromObject(p), p)
 		return err == nil && product.Ready(p), err
 	})
 	return namespace, productID
 }
 
-// nextSecond waits until a product that is made now is younger than that of the
+// NextSecond waits until a product that is made now is younger than that of the
 // namespace: ages are compared in whole seconds.
-func (s *system) nextSecond(t *testing.T, namespace string) {
+func (s *System) NextSecond(t *testing.T, namespace string) {
 	t.Helper()
 	p := &v1alpha1.Product{}
-	if err := s.client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: "product"}, p); err != nil {
+	if err := s.Client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: "product"}, p); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the next second", func() (bool, any) { return time.Now().Unix() > p.CreationTimestamp.Unix(), nil })
+	WaitFor(t, "the next second", func() (bool, any) { return time.Now().Unix() > p.CreationTimestamp.Unix(), nil })
 }
 
-func uniqueID(namespace string) string {
+func UniqueID(namespace string) string {
 	id := []rune{'P'}
 	for _, r := range namespace {
 		if r != '-' {
@@ -271,11 +268,11 @@ func uniqueID(namespace string) string {
 	return string(id)
 }
 
-// slots returns the names of the tasks that hold a slot.
-func (s *system) slots(t *testing.T, namespace string) []string {
+// Slots returns the names of the tasks that hold a slot.
+func (s *System) Slots(t *testing.T, namespace string) []string {
 	t.Helper()
 	ledger := &v1alpha1.TaskQuota{}
-	err := s.client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, ledger)
+	err := s.Client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, ledger)
 	if client.IgnoreNotFound(err) != nil {
 		t.Fatal(err)
 	}
@@ -287,11 +284,11 @@ func (s *system) slots(t *testing.T, namespace string) []string {
 	return names
 }
 
-// active returns the names of the tasks that wait or run.
-func (s *system) active(t *testing.T, namespace string) []string {
+// Active returns the names of the tasks that wait or run.
+func (s *System) Active(t *testing.T, namespace string) []string {
 	t.Helper()
 	var list v1alpha1.BatchTaskList
-	if err := s.client.List(t.Context(), &list, client.InNamespace(namespace)); err != nil {
+	if err := s.Client.List(t.Context(), &list, client.InNamespace(namespace)); err != nil {
 		t.Fatal(err)
 	}
 	names := []string{}
@@ -304,7 +301,7 @@ func (s *system) active(t *testing.T, namespace string) []string {
 	return names
 }
 
-func waitFor(t *testing.T, what string, condition func() (done bool, seen any)) {
+func WaitFor(t *testing.T, what string, condition func() (done bool, seen any)) {
 	t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
 	defer deadline.Stop()
@@ -323,11 +320,11 @@ func waitFor(t *testing.T, what string, condition func() (done bool, seen any)) 
 	}
 }
 
-// neverMoreThan watches a kind and returns a check that fails when, at some
+// NeverMoreThan watches a kind and returns a check that fails when, at some
 // revision until then, more was counted than most.
-func neverMoreThan[T client.Object](t *testing.T, s *system, most int, list client.ObjectList, namespace string, count func(all map[string]T) int) (check func()) {
+func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list client.ObjectList, namespace string, count func(all map[string]T) int) (check func()) {
 	t.Helper()
-	events, err := s.client.Watch(context.Background(), list, client.InNamespace(namespace))
+	events, err := s.Client.Watch(context.Background(), list, client.InNamespace(namespace))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +359,7 @@ func neverMoreThan[T client.Object](t *testing.T, s *system, most int, list clie
 	}
 }
 
-func countSlots(all map[string]*v1alpha1.TaskQuota) int {
+func CountSlots(all map[string]*v1alpha1.TaskQuota) int {
 	n := 0
 	for _, ledger := range all {
 		n += len(ledger.Status.Slots)
@@ -370,7 +367,7 @@ func countSlots(all map[string]*v1alpha1.TaskQuota) int {
 	return n
 }
 
-func countActive(all map[string]*v1alpha1.BatchTask) int {
+func CountActive(all map[string]*v1alpha1.BatchTask) int {
 	n := 0
 	for _, task := range all {
 		if task.Status.Phase != "" && !task.Status.Phase.Finished() {
@@ -378,9 +375,4 @@ func countActive(all map[string]*v1alpha1.BatchTask) int {
 		}
 	}
 	return n
-}
-
-// certificate returns what a caller must trust to call the server.
-func certificate(server *httptest.Server) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 }
