@@ -36,21 +36,28 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// manager is a running manager.
-type manager struct {
+// process is a running subcommand.
+type process struct {
 	cmd    *exec.Cmd
 	output *lockedBuffer
 	ended  chan struct{}
 }
 
 // startManager starts a manager without webhooks and waits until it is ready.
-func startManager(t *testing.T, brokerURL string, flags ...string) *manager {
+func startManager(t *testing.T, brokerURL string, flags ...string) *process {
 	t.Helper()
 	return startManagerAs(t, testenv.Start(t).KubeConfig, brokerURL, append([]string{"--webhooks=false"}, flags...)...)
 }
 
 // startManagerAs starts a manager that reaches the API server by this kubeconfig.
-func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...string) *manager {
+func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...string) *process {
+	t.Helper()
+	return start(t, kubeConfig, append([]string{"manager", "--mqtt-url=" + brokerURL}, flags...)...)
+}
+
+// start starts a subcommand that reaches the API server by this kubeconfig, and
+// waits until it is ready.
+func start(t *testing.T, kubeConfig []byte, args ...string) *process {
 	t.Helper()
 	path, err := program()
 	if err != nil {
@@ -61,15 +68,12 @@ func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...
 		t.Fatal(err)
 	}
 	probe := freeAddress(t)
-	args := append([]string{
-		"manager", "--mqtt-url=" + brokerURL, "--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
-	}, flags...)
-	m := &manager{output: &lockedBuffer{}, ended: make(chan struct{})}
-	m.cmd = exec.Command(path, args...)
+	m := &process{output: &lockedBuffer{}, ended: make(chan struct{})}
+	m.cmd = exec.Command(path, append(args, "--metrics-bind-address=0", "--health-probe-bind-address="+probe)...)
 	m.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	m.cmd.Stdout, m.cmd.Stderr = m.output, m.output
 	if err := m.cmd.Start(); err != nil {
-		t.Fatalf("start the manager: %v", err)
+		t.Fatalf("start the %s: %v", args[0], err)
 	}
 	go func() {
 		_ = m.cmd.Wait()
@@ -78,13 +82,13 @@ func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...
 	t.Cleanup(func() {
 		m.kill()
 		if t.Failed() {
-			t.Logf("end of a manager's log:\n%s", m.output.tail(6000))
+			t.Logf("end of the log of the %s:\n%s", args[0], m.output.tail(6000))
 		}
 	})
-	eventually(t, time.Minute, "the manager to be ready", func() (bool, string) {
+	eventually(t, time.Minute, "the "+args[0]+" to be ready", func() (bool, string) {
 		select {
 		case <-m.ended:
-			t.Fatalf("the manager ended:\n%s", m.output.tail(6000))
+			t.Fatalf("the %s ended:\n%s", args[0], m.output.tail(6000))
 		default:
 		}
 		return answers(t.Context(), "http://"+probe+"/readyz"), ""
@@ -92,22 +96,22 @@ func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...
 	return m
 }
 
-// kill ends the manager with SIGKILL.
-func (m *manager) kill() {
+// kill ends the process with SIGKILL.
+func (m *process) kill() {
 	_ = m.cmd.Process.Kill()
 	<-m.ended
 }
 
-// stop ends the manager with SIGTERM, as Kubernetes does.
-func (m *manager) stop(t *testing.T) {
+// stop ends the process with SIGTERM, as Kubernetes does.
+func (m *process) stop(t *testing.T) {
 	t.Helper()
 	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatalf("stop the manager: %v", err)
+		t.Fatalf("stop: %v", err)
 	}
 	select {
 	case <-m.ended:
 	case <-time.After(30 * time.Second):
-		t.Fatal("the manager does not end after SIGTERM")
+		t.Fatal("the process does not end after SIGTERM")
 	}
 }
 

@@ -1,0 +1,272 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	certutil "k8s.io/client-go/util/cert"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/mqtt/mqtttest"
+	"batchtask.dev/operator/internal/qcloud"
+	"batchtask.dev/operator/internal/testenv"
+)
+
+// legacy calls the HTTP front with one pair of credentials.
+type legacy struct {
+	t                   *testing.T
+	http                *http.Client
+	url                 string
+	secretID, secretKey string
+}
+
+var nonce atomic.Uint64
+
+// call makes a call of V2 and returns its answer; an error is one of the network.
+func (l *legacy) call(params map[string]string) (map[string]any, error) {
+	answer, err := l.http.Post(l.url+"/v2/index.php", "application/x-www-form-urlencoded", strings.NewReader(l.sign(params)))
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	var value map[string]any
+	return value, json.NewDecoder(answer.Body).Decode(&value)
+}
+
+// sign returns the body of a call.
+func (l *legacy) sign(params map[string]string) string {
+	all := map[string]string{"SecretId": l.secretID, "Timestamp": strconv.FormatInt(time.Now().Unix(), 10), "Nonce": strconv.FormatUint(nonce.Add(1), 10)}
+	for name, value := range params {
+		all[name] = value
+	}
+	all["Signature"] = qcloud.Sign("", l.secretKey, qcloud.StringToSign("POST", "iotcloud.api.qcloud.com", "/v2/index.php", all))
+	values := url.Values{}
+	for name, value := range all {
+		values.Set(name, value)
+	}
+	return values.Encode()
+}
+
+// good makes a call that must succeed.
+func (l *legacy) good(params map[string]string) map[string]any {
+	l.t.Helper()
+	answer, err := l.call(params)
+	if err != nil || answer["code"] != 0.0 {
+		l.t.Fatalf("%s is answered %v, %v", params["Action"], answer, err)
+	}
+	return answer
+}
+
+// putCredentials makes a Secret with credentials of the site's account.
+func (s *site) putCredentials(name, secretID, secretKey string) {
+	s.t.Helper()
+	err := s.client.Create(s.t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name, Labels: map[string]string{v1alpha1.LabelCredentials: "true"}},
+		StringData: map[string]string{v1alpha1.CredentialsSecretID: secretID, v1alpha1.CredentialsSecretKey: secretKey},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// The shim runs as config/components/shim installs it: as its service account, with
+// no right that the manifests do not give it.
+func TestShimInstalledAsShipped(t *testing.T) {
+	env := testenv.Start(t)
+	broker := mqtttest.StartMosquitto(t)
+	startManager(t, broker.URL())
+	kubectl(t, env.KubeConfig, "apply", "--server-side", "-f", filepath.Join("..", "..", "config", "default", "namespace.yaml"))
+	kubectl(t, env.KubeConfig, "apply", "--server-side", "-k", filepath.Join("..", "..", "config", "shim"))
+	s, confined, outside := newSite(t, "door-1"), newSite(t, "door-1"), newSite(t, "door-1")
+
+	address := freeAddress(t)
+	everywhere := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address)
+	l := &legacy{t, http.DefaultClient, "http://" + address, "AKIDe2e", "key"}
+	s.putCredentials("caller", l.secretID, l.secretKey)
+	useLegacy(t, s, l)
+	s.putCredentials("copy", l.secretID, "another key")
+	eventually(t, time.Minute, "an event on each of the two Secrets", func() (bool, string) {
+		var list eventsv1.EventList
+		if err := env.Client.List(t.Context(), &list, client.InNamespace(s.namespace)); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for i := range list.Items {
+			if list.Items[i].Reason == v1alpha1.ReasonDuplicateSecretID {
+				seen[list.Items[i].Regarding.Name] = true
+			}
+		}
+		return seen["caller"] && seen["copy"], fmt.Sprint(seen)
+	})
+	everywhere.stop(t)
+
+	// Confined to some namespaces: the role is bound there alone.
+	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-shim"}}
+	if err := env.Client.Get(t.Context(), client.ObjectKeyFromObject(binding), binding); err != nil {
+		t.Fatal(err)
+	}
+	if err := env.Client.Delete(t.Context(), binding); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, env.KubeConfig, "create", "rolebinding", "batchtask-shim", "--namespace="+confined.namespace,
+		"--clusterrole=batchtask-shim", "--serviceaccount="+systemNamespace+":batchtask-shim")
+	there := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--namespaces="+confined.namespace)
+	inside := &legacy{t, http.DefaultClient, l.url, "AKIDinside", "key"}
+	confined.putCredentials("caller", inside.secretID, inside.secretKey)
+	useLegacy(t, confined, inside)
+	outside.putCredentials("caller", "AKIDoutside", "key")
+	unknown := &legacy{t, http.DefaultClient, l.url, "AKIDoutside", "key"}
+	if answer, err := unknown.call(map[string]string{"Action": "DescribeTask", "id": "none"}); err != nil || answer["code"] != 4104.0 {
+		t.Errorf("an account of another namespace is answered %v, %v", answer, err)
+	}
+	there.stop(t)
+	for _, p := range []*process{everywhere, there} {
+		if text := p.output.tail(1 << 20); strings.Contains(text, "forbidden") {
+			t.Error("the shim was refused something, see its log")
+		}
+	}
+}
+
+// useLegacy makes every call once.
+func useLegacy(t *testing.T, s *site, l *legacy) {
+	t.Helper()
+	eventually(t, time.Minute, "the credentials to be accepted", func() (bool, string) {
+		answer, err := l.call(map[string]string{"Action": "DescribeTask", "id": "none"})
+		return err == nil && answer["code"] == 5000.0, fmt.Sprint(answer, err)
+	})
+	task := map[string]string{
+		"Action": "CreateTask", "taskType": "PublishMessage", "productID": s.product, "deviceNameFilter": "^door",
+		"scheduleTimeInSeconds": "0", "tasks": `{"publishMessageTask":{"payload":"close", "topic":"event"}}`,
+	}
+	id, _ := l.good(task)["taskId"].(string)
+	eventually(t, time.Minute, "the task to be done", func() (bool, string) {
+		told := l.good(map[string]string{"Action": "DescribeTask", "id": id})
+		return told["status"] == 3.0 && told["doneDeviceCnt"] == 1.0, fmt.Sprint(told)
+	})
+	task["scheduleTimeInSeconds"] = strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10)
+	id, _ = l.good(task)["taskId"].(string)
+	l.good(map[string]string{"Action": "CancelTask", "id": id})
+	if list := l.good(map[string]string{"Action": "ListTasks", "pageNum": "1", "pageSize": "10"}); list["taskTotalCount"] != 2.0 {
+		t.Errorf("ListTasks is answered %v", list)
+	}
+}
+
+// Certificates are read again when they change, and what is in flight when the shim
+// is told to end is finished.
+func TestShimTLSAndShutdown(t *testing.T) {
+	env := testenv.Start(t)
+	s := newSite(t, "door-1")
+	s.putCredentials("caller", "AKIDtls"+s.namespace, "key")
+	dir := t.TempDir()
+	trusted := x509.NewCertPool()
+	first := putCertificate(t, dir, trusted)
+	address := freeAddress(t)
+	shim := start(t, env.KubeConfig, "shim", "--bind-address="+address,
+		"--tls-cert-file="+filepath.Join(dir, "tls.crt"), "--tls-key-file="+filepath.Join(dir, "tls.key"))
+
+	config := &tls.Config{RootCAs: trusted}
+	l := &legacy{t, &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}, "https://" + address, "AKIDtls" + s.namespace, "key"}
+	eventually(t, time.Minute, "an answer over TLS", func() (bool, string) {
+		answer, err := l.call(map[string]string{"Action": "DescribeTask", "id": "none"})
+		return err == nil && answer["code"] == 5000.0, fmt.Sprint(answer, err)
+	})
+	second := putCertificate(t, dir, trusted)
+	eventually(t, time.Minute, "the new certificate to be served", func() (bool, string) {
+		conn, err := tls.Dial("tcp", address, config)
+		if err != nil {
+			return false, err.Error()
+		}
+		defer conn.Close()
+		served := conn.ConnectionState().PeerCertificates[0].SerialNumber.String()
+		return served == second && served != first, served
+	})
+	if answer, err := l.call(map[string]string{"Action": "DescribeTask", "id": "none"}); err != nil || answer["code"] != 5000.0 {
+		t.Errorf("after that the answer is %v, %v", answer, err)
+	}
+
+	// Half of a call has arrived when the shim is told to end.
+	conn, err := tls.Dial("tcp", address, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := l.sign(map[string]string{"Action": "DescribeTask", "id": "none"})
+	fmt.Fprintf(conn, "POST /v2/index.php HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body[:10])
+	if err := shim.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "new callers to be turned away", func() (bool, string) {
+		late, err := net.Dial("tcp", address)
+		if err == nil {
+			_ = late.Close()
+		}
+		return err != nil, ""
+	})
+	if _, err := io.WriteString(conn, body[10:]); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("the call in flight was dropped: %v", err)
+	}
+	defer answer.Body.Close()
+	text, _ := io.ReadAll(answer.Body)
+	if !bytes.Contains(text, []byte("（10001）任务不存在")) {
+		t.Errorf("the call in flight is answered %q", text)
+	}
+	select {
+	case <-shim.ended:
+		if code := shim.cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("exit status %d", code)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the shim does not end")
+	}
+}
+
+// putCertificate makes a certificate, puts it where the shim reads it, and returns
+// its serial number.
+func putCertificate(t *testing.T, dir string, trusted *x509.CertPool) (serial string) {
+	t.Helper()
+	certificate, key, err := certutil.GenerateSelfSignedCertKey("127.0.0.1", []net.IP{net.ParseIP("127.0.0.1")}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted.AppendCertsFromPEM(certificate)
+	for name, content := range map[string][]byte{"tls.key": key, "tls.crt": certificate} {
+		if err := os.WriteFile(filepath.Join(dir, name+".next"), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, name+".next"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	block, _ := pem.Decode(certificate)
+	parsed, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed.SerialNumber.String()
+}
