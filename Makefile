@@ -3,6 +3,7 @@
 IMG ?= batchtask:dev
 PKG ?= ./...
 RUN ?=
+CASES ?=
 
 # The local control plane: etcd, kube-apiserver and kubectl. KUBEBUILDER_ASSETS
 # in the environment names another one.
@@ -33,9 +34,9 @@ test: controlplane ## Run the tests against a real control plane. PKG and RUN se
 	@hack/test.sh $(if $(RUN),-run '$(RUN)') $(PKG)
 
 .PHONY: bench
-bench: controlplane build ## Measure throughput on this machine.
+bench: controlplane build ## Measure on this machine, beside the limits. CASES="publish shim" selects some.
 	@CGO_ENABLED=0 go build -trimpath -o bin/batchtask-bench ./hack/bench
-	@KUBEBUILDER_ASSETS="$(ASSETS)" exec bin/batchtask-bench
+	@KUBEBUILDER_ASSETS="$(ASSETS)" exec bin/batchtask-bench $(CASES)
 
 ##@ Build
 
@@ -77,7 +78,7 @@ fmt: ## Format the Go sources.
 
 .PHONY: lint
 lint: ## Look for mistakes in the Go sources.
-	@"$$(hack/tools/build.sh golangci-lint)" run
+	@lint=$$(hack/tools/build.sh golangci-lint); "$$lint" run; cd test/clients/go; "$$lint" run
 
 .PHONY: lint-fix
 lint-fix: ## The same, and mend what can be mended by program.

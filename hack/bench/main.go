@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"batchtask.dev/operator/hack/localenv"
@@ -29,18 +31,32 @@ type figure struct {
 	Aim     string  `json:"aim,omitempty"`
 }
 
-// setup is one run of the environment.
+// setup is one run of the environment, and what is measured in it. A manager's peak
+// memory says something of one run only, so each has a manager of its own.
 type setup struct {
-	devices int
-	flags   []string // of the manager
-	latency bool     // measure it here
-	aim     string   // for the throughput ratio
+	name         string // to select it by
+	managerFlags []string
+	shimFlags    []string // none for no HTTP front
+	measure      func(context.Context, *localenv.Env) ([]figure, error)
+}
+
+func setups() []setup {
+	publish := func(devices int, latency bool, aim string, flags ...string) setup {
+		c := publishCase{devices: devices, flags: flags, latency: latency, aim: aim}
+		return setup{name: "publish", managerFlags: flags, measure: c.measure}
+	}
+	return []setup{
+		publish(2_000, true, ""),
+		publish(20_000, false, ">= 0.6"),
+		publish(20_000, false, ">= 0.6", "--resend-limit=5000"),
+		{name: "shim", shimFlags: []string{"--rate-limit=100000", "--rate-burst=100000"}, measure: measureShim},
+	}
 }
 
 func main() {
 	localenv.BecomeChild()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx)
+	err := run(ctx, os.Args[1:])
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -48,7 +64,8 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
+// run measures the cases of these names, or all.
+func run(ctx context.Context, only []string) error {
 	if _, err := exec.LookPath("mosquitto"); err != nil {
 		return fmt.Errorf("measuring needs mosquitto (apt-get install mosquitto): %w", err)
 	}
@@ -61,26 +78,27 @@ func run(ctx context.Context) error {
 		return err
 	}
 	var figures []figure
-	// A manager's peak memory says something of one run only, so each has a manager
-	// of its own.
-	for _, c := range []setup{
-		{devices: 2_000, latency: true},
-		{devices: 20_000, aim: ">= 0.6"},
-		{devices: 20_000, flags: []string{"--resend-limit=5000"}, aim: ">= 0.6"},
-	} {
+	for _, c := range setups() {
+		if len(only) > 0 && !slices.Contains(only, c.name) {
+			continue
+		}
 		opts := localenv.Options{
 			Root: root, Dir: filepath.Join(root, ".dev", "bench"), Assets: assets,
-			Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", MQTTAddress: "127.0.0.1:0",
-			Progress: progress, ManagerFlags: c.flags,
+			Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", Progress: progress,
+			MQTTAddress: "127.0.0.1:0", ManagerFlags: c.managerFlags,
+			NoShim: len(c.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: c.shimFlags,
 		}
 		err := localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) error {
-			measured, err := measure(ctx, env, c)
+			measured, err := c.measure(ctx, env)
 			figures = append(figures, measured...)
 			return err
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if len(figures) == 0 {
+		return fmt.Errorf("there is no case %s; there are publish and shim", strings.Join(only, ", "))
 	}
 	show(figures)
 	return save(filepath.Join(root, "bin", "bench.json"), figures)

@@ -25,8 +25,15 @@ const (
 	latencies = 100 // tasks for the latency
 )
 
-// measure runs the cases of one setup.
-func measure(ctx context.Context, env *localenv.Env, c setup) ([]figure, error) {
+// publishCase is PublishMessage over a number of devices.
+type publishCase struct {
+	devices int
+	flags   []string // of the manager
+	latency bool     // measure it here
+	aim     string   // for the throughput ratio
+}
+
+func (c publishCase) measure(ctx context.Context, env *localenv.Env) ([]figure, error) {
 	size, as := c.devices, strings.Join(append([]string{""}, c.flags...), " ")
 	names := make([]string, size)
 	for i := range names {
