@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-find . -name go.mod -not -path './bin/*' -not -path './.dev/*' | sort | while IFS= read -r file; do
+find . -name go.mod -not -path './bin/*' -not -path './.dev/*' -not -path '*/node_modules/*' | sort | while IFS= read -r file; do
 	echo "tidy: ${file%/go.mod}"
 	(cd "${file%/go.mod}" && go mod tidy)
 done

@@ -7,9 +7,9 @@ import (
 // LabelTaskID carries status.taskID, so that a task can be found by it.
 const LabelTaskID = "iot.batchtask.dev/task-id"
 
-// LabelCredentials, with the value "true", marks a Secret that holds the
+// LabelCredentials marks, with the value "true", a Secret that holds the
 // credentials of callers of the legacy HTTP API.
-const LabelCredentials = "iot.batchtask.dev/credentials"
+const LabelCredentials = "iot.batchtask.dev/credentials" //nolint:gosec // the name of a label
 
 // Keys of a Secret that holds credentials.
 const (

@@ -12,8 +12,13 @@ import (
 	"batchtask.dev/operator/hack/simulator"
 )
 
-// patience is how long the demo waits for any one thing.
-const patience = time.Minute
+const (
+	// patience is how long the demo waits for any one thing.
+	patience = time.Minute
+	// allTasks is how many tasks send messages: both examples, as objects and as
+	// calls.
+	allTasks = 4
+)
 
 // demo is one run.
 type demo struct {
@@ -25,6 +30,8 @@ type demo struct {
 	fleet *simulator.Fleet
 	// expected are, by the name of a task, the devices that its filter matches.
 	expected map[string][]string
+	// rounds is how often both examples have been carried out.
+	rounds int
 }
 
 func runDemo(ctx context.Context, s *settings, out *output) error {
@@ -41,7 +48,7 @@ func runDemo(ctx context.Context, s *settings, out *output) error {
 			err = fmt.Errorf("%w (the manager's log is %s)", err, filepath.Join(s.dir, "manager.log"))
 		}
 		if err == nil {
-			out.heading("\n6. Cleaning up")
+			out.heading("\n7. Cleaning up")
 		}
 		return err
 	})
@@ -53,8 +60,8 @@ func runDemo(ctx context.Context, s *settings, out *output) error {
 		return err
 	}
 	out.good("everything is stopped")
-	out.line("\n%s %d devices, 2 tasks, %d messages, all as expected, in %.0f s. To try it yourself: make dev",
-		out.paint(green, "Done:"), s.devices, d.fleet.Total(), time.Since(d.started).Seconds())
+	out.line("\n%s %d devices, %d tasks, %d messages, all as expected, in %.0f s. To try it yourself: make dev",
+		out.paint(green, "Done:"), s.devices, allTasks, d.fleet.Total(), time.Since(d.started).Seconds())
 	return nil
 }
 
@@ -70,7 +77,8 @@ func (d *demo) steps(ctx context.Context) error {
 	}{
 		{"3. The two examples of CreateTask, as objects", d.runExamples},
 		{"4. What the devices received", d.checkDevices},
-		{"5. At most five tasks at once", d.showLimit},
+		{"5. The same two as legacy HTTP calls", d.runLegacyExamples},
+		{"6. At most five tasks at once", d.showLimit},
 	} {
 		d.out.heading("\n" + step.title)
 		if err := step.run(ctx); err != nil {
@@ -128,6 +136,7 @@ func (d *demo) runExamples(ctx context.Context) error {
 				task.Name, task.Status.Phase, got.Succeeded, got.Matched, got.Failed, want, want, task.Status.ErrMsg)
 		}
 	}
+	d.rounds++
 	d.out.good("both are Done after %.1f s", time.Since(started).Seconds())
 	return nil
 }

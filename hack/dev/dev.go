@@ -63,6 +63,9 @@ func exports(env *localenv.Env, assets string) ([]localenv.Export, error) {
 		{Name: "KUBECONFIG", Value: env.KubeConfig},
 		{Name: "BATCHTASK_NAMESPACE", Value: env.Namespace},
 		{Name: "MQTT_URL", Value: env.MQTTURL},
+		{Name: "BATCHTASK_API_URL", Value: env.APIURL},
+		{Name: "BATCHTASK_SECRET_ID", Value: env.SecretID},
+		{Name: "BATCHTASK_SECRET_KEY", Value: env.SecretKey},
 	}
 	if _, err := exec.LookPath("kubectl"); err == nil {
 		return list, nil
@@ -93,7 +96,10 @@ Ready. In another terminal, in this folder:
   kubectl get device front-door -o yaml    a device and its shadow
   kubectl explain bt.spec                  what a task can say%s
 
+Programs for the legacy HTTP API call %s with the SecretId and the
+SecretKey in $BATCHTASK_SECRET_ID and $BATCHTASK_SECRET_KEY: "/v2/index.php" or "/".
+
 Metrics: %s
 Ctrl-C ends everything.
-`, file, listen, env.MetricsURL)
+`, file, listen, env.APIURL, env.MetricsURL)
 }

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/hack/localenv"
 )
 
 const waitFor = 3 * time.Minute // a loaded machine starts a control plane slowly
@@ -56,7 +57,7 @@ func build(t *testing.T) (dev, batchtask string) {
 	programs.once.Do(func() {
 		programs.dev, programs.batchtask = filepath.Join(programs.dir, "batchtask-dev"), filepath.Join(programs.dir, "batchtask")
 		for _, args := range [][]string{
-			{"build", "-o", programs.dev, "."},
+			{"build", "-trimpath", "-o", programs.dev, "."},
 			{"build", "-trimpath", "-o", programs.batchtask, "../../cmd/batchtask"},
 		} {
 			cmd := exec.Command("go", args...)
@@ -81,7 +82,7 @@ func prepare(t *testing.T, dir, subcommand string, args ...string) *exec.Cmd {
 	t.Cleanup(cancel)
 	args = append([]string{subcommand, "--root=../..", "--dir=" + dir, "--program=" + batchtask, "--devices=40"}, args...)
 	cmd := exec.CommandContext(ctx, dev, args...)
-	cmd.Env = append(os.Environ(), "DEV_MQTT_ADDR=127.0.0.1:0", "MQTT_URL=", "BATCHTASK_NAMESPACE=")
+	cmd.Env = append(os.Environ(), "DEV_MQTT_ADDR=127.0.0.1:0", "DEV_API_ADDR=127.0.0.1:0", "MQTT_URL=", "BATCHTASK_NAMESPACE=")
 	return cmd
 }
 
@@ -97,10 +98,16 @@ func TestDemo(t *testing.T) {
 		`door-1 +ABCDE12345/door-1/event\n +close\n`,
 		`front-door +\$shadow/operation/result/ABCDE12345/front-door\n +\{"type":"delta",.*"state":\{"state":"open"\}`,
 		`window-1 +\(nothing`,
+		`POST /v2/index.php\n +Action=CreateTask&taskType=UpdateShadow&deviceNameFilter=door\$&`,
+		`answered +\{"taskId":"[0-9a-f]{24}","message":"","codeDesc":"Success","code":0\}\n +documented +\{"taskId":"5ad5aa513332ea4cb86e9ad5",`,
+		`open, HTTP +█{30} +20/20 +Done`,
+		`close, HTTP +█{30} +19/19 +Done`,
+		`every device has its message a second time`,
+		`(?s)(  [0-9a-f]{24}  (UpdateShadow|PublishMessage) +3 Done\n){4}  ✓ ListTasks has all 4`,
 		`Error from server \(Forbidden\): .*5 active tasks`,
 		`403, cause TaskLimitExceeded`,
 		`later-1 is cancelled`,
-		`\nDone: 40 devices, 2 tasks, 39 messages`,
+		`\nDone: 40 devices, 4 tasks, 78 messages`,
 	} {
 		if !regexp.MustCompile(want).Match(output) {
 			t.Errorf("the output has no %s", want)
@@ -208,7 +215,9 @@ func waitForEnv(t *testing.T, cmd *exec.Cmd, file string, output *bytes.Buffer) 
 		<-time.After(50 * time.Millisecond)
 	}
 	env := map[string]string{}
-	for _, name := range []string{"KUBECONFIG", "BATCHTASK_NAMESPACE", "MQTT_URL"} {
+	for _, name := range []string{
+		"KUBECONFIG", "BATCHTASK_NAMESPACE", "MQTT_URL", "BATCHTASK_API_URL", "BATCHTASK_SECRET_ID", "BATCHTASK_SECRET_KEY",
+	} {
 		value, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", `. "$0" && printf %s "$`+name+`"`, file).Output()
 		if err != nil {
 			t.Fatalf("reading %s: %v", file, err)
@@ -246,6 +255,14 @@ func checkEnvironment(t *testing.T, env map[string]string) {
 		t.Fatalf("MQTT_URL: %v", err)
 	}
 	_ = conn.Close()
+
+	api := newLegacyAPI(&localenv.Env{
+		APIURL: env["BATCHTASK_API_URL"], SecretID: env["BATCHTASK_SECRET_ID"], SecretKey: env["BATCHTASK_SECRET_KEY"],
+	})
+	var answer struct{ TaskID string }
+	if err := api.call(t.Context(), legacyExamples[0].request, &answer); err != nil || answer.TaskID == "" {
+		t.Errorf("a legacy call: task %q, error %v", answer.TaskID, err)
+	}
 }
 
 // childrenOf lists the processes whose parent is pid, on Linux.

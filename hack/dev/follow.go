@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
-	"slices"
-	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -16,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
-	"batchtask.dev/operator/hack/simulator"
 )
 
 func asTask(object *unstructured.Unstructured) (*v1alpha1.BatchTask, error) {
@@ -115,89 +110,4 @@ func progress(tasks []*v1alpha1.BatchTask) []bar {
 		all = append(all, b)
 	}
 	return all
-}
-
-// checkDevices waits for what the devices should have, shows some of it, and
-// checks all of it.
-func (d *demo) checkDevices(ctx context.Context) error {
-	// A task is Done when the broker has taken every message; the devices get
-	// them a moment later.
-	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Second, errors.New("given up after 15 s"))
-	defer cancel()
-	for _, names := range d.expected {
-		if err := d.fleet.Wait(ctx, names, 1); err != nil {
-			return err
-		}
-	}
-	for _, name := range []string{"front-door", "back-door", "door-1", "door-0001", "window-1"} {
-		messages := d.fleet.Received(name)
-		for _, message := range messages {
-			d.out.line("  %-10s %s", name, d.out.paint(cyan, message.Topic))
-			d.out.line("  %-10s %s", "", message.Payload)
-		}
-		if len(messages) == 0 {
-			d.out.line("  %-10s %s", name, d.out.paint(dim, "(nothing: no filter matches it)"))
-		}
-	}
-	if err := d.checkMessages(); err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(d.expected)) {
-		d.out.good("%s: the %d devices it is for have their message, and no other device has", name, len(d.expected[name]))
-	}
-	return nil
-}
-
-// checkMessages checks that each device has received what it should have, and
-// nothing else. MQTT allows that it has that twice, with QoS 1.
-func (d *demo) checkMessages() error {
-	wanted := map[string]map[string]bool{} // device, then task
-	for task, names := range d.expected {
-		for _, name := range names {
-			if wanted[name] == nil {
-				wanted[name] = map[string]bool{}
-			}
-			wanted[name][task] = true
-		}
-	}
-	for _, name := range deviceNames(d.devices) {
-		got := map[string]bool{}
-		for _, message := range d.fleet.Received(name) {
-			task, err := taskOf(name, message)
-			if err != nil {
-				return err
-			}
-			if !wanted[name][task] {
-				return fmt.Errorf("device %s received a message of task %s, whose filter does not match it", name, task)
-			}
-			got[task] = true
-		}
-		for task := range wanted[name] {
-			if !got[task] {
-				return fmt.Errorf("device %s received no message of task %s", name, task)
-			}
-		}
-	}
-	return nil
-}
-
-// taskOf tells by its content which example a message comes from.
-func taskOf(device string, message simulator.Message) (string, error) {
-	var delta struct {
-		Type    string `json:"type"`
-		Payload struct {
-			State map[string]any `json:"state"`
-		} `json:"payload"`
-	}
-	switch message.Topic {
-	case productID + "/" + device + "/" + topic:
-		if message.Payload == "close" {
-			return "close-doors", nil
-		}
-	case "$shadow/operation/result/" + productID + "/" + device:
-		if json.Unmarshal([]byte(message.Payload), &delta) == nil && delta.Type == "delta" && delta.Payload.State["state"] == "open" {
-			return "open-doors", nil
-		}
-	}
-	return "", fmt.Errorf("device %s received %q on %s, which no task sends", device, message.Payload, message.Topic)
 }

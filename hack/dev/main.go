@@ -1,5 +1,5 @@
 // Command batchtask-dev shows the operator on one machine: demo runs the two
-// examples of the API over simulated devices and exits, dev keeps the same
+// examples of the API, as objects and as calls, over simulated devices and exits, dev keeps the same
 // environment running.
 package main
 
@@ -123,6 +123,7 @@ func (s *settings) options(dir string, progress func(string)) (localenv.Options,
 	return localenv.Options{
 		Root: s.root, Dir: s.dir, Assets: assets, Program: s.program, Namespace: s.namespace,
 		MQTTURL: os.Getenv("MQTT_URL"), MQTTAddress: os.Getenv("DEV_MQTT_ADDR"), Broker: localenv.BrokerKind(s.broker),
-		Progress: progress,
+		ShimAddress: os.Getenv("DEV_API_ADDR"),
+		Progress:    progress,
 	}, nil
 }

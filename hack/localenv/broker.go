@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os/exec"
 	"strings"
-	"syscall"
 
 	mochi "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/listeners"
@@ -34,7 +33,7 @@ func (s *session) startBroker(ctx context.Context) (brokerURL, description strin
 	if s.MQTTURL != "" {
 		return useBroker(ctx, s.MQTTURL)
 	}
-	address, note, err := s.brokerAddress(ctx)
+	address, note, err := s.brokerListener().address(ctx)
 	if err != nil {
 		return "", "", err
 	}
@@ -66,24 +65,11 @@ func (s *session) startBroker(ctx context.Context) (brokerURL, description strin
 	return "tcp://" + reachable(address), kind + " at " + address + note, nil
 }
 
-// brokerAddress returns the address to listen on, with a port that is free.
-func (s *session) brokerAddress(ctx context.Context) (address, note string, err error) {
-	wanted := s.MQTTAddress
-	if wanted == "" {
-		wanted = DefaultMQTTAddress
+func (s *session) brokerListener() listener {
+	return listener{
+		name: "the broker", wanted: s.MQTTAddress, usual: DefaultMQTTAddress,
+		advice: "DEV_MQTT_ADDR sets an address, MQTT_URL names a broker to use",
 	}
-	address, err = freeAddress(ctx, wanted)
-	switch {
-	case err == nil:
-		return address, "", nil
-	case s.MQTTAddress == "" && errors.Is(err, syscall.EADDRINUSE):
-		address, err = freeAddress(ctx, "127.0.0.1:0")
-		note = ", as " + wanted + " is taken (DEV_MQTT_ADDR sets an address, MQTT_URL names a broker to use)"
-	}
-	if err != nil {
-		return "", "", fmt.Errorf("the broker cannot listen on %s: %w (DEV_MQTT_ADDR sets the address)", wanted, err)
-	}
-	return address, note, nil
 }
 
 // findMosquitto returns the path of mosquitto, or "". Debian installs it where
@@ -187,16 +173,4 @@ func useBroker(ctx context.Context, brokerURL string) (string, string, error) {
 		return "", "", fmt.Errorf("the broker of MQTT_URL cannot be reached: %w", err)
 	}
 	return u.String(), u.Redacted() + ", from MQTT_URL", nil
-}
-
-// reachable is the address by which to connect to a listener on address.
-func reachable(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		return net.JoinHostPort("127.0.0.1", port)
-	}
-	return address
 }

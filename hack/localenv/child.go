@@ -38,7 +38,7 @@ func (e *EndedError) Error() string {
 // Unwrap returns Err.
 func (e *EndedError) Unwrap() error { return e.Err }
 
-// program is something to run beside this process: the manager, a broker.
+// program is something to run beside this process: the manager, the shim, a broker.
 type program struct {
 	name string // for messages, and for the log: name.log
 	path string
@@ -166,19 +166,6 @@ func accepts(address string) func(context.Context) error {
 		}
 		return conn.Close()
 	}
-}
-
-// freeAddress returns address with a free port in place of port 0. Another
-// program may take that port before it is used; the one that wanted it then says
-// so.
-func freeAddress(ctx context.Context, address string) (string, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = listener.Close() }()
-	return listener.Addr().String(), nil
 }
 
 // tail returns the last lines of a log as one line.

@@ -1,6 +1,7 @@
 // Package localenv runs the operator on one machine: etcd and kube-apiserver, an
-// MQTT broker and the manager, each a process of its own, and ends them all. It
-// is for development, demonstrations and measurements.
+// MQTT broker, the manager and the shim (the legacy HTTP API), each a process of
+// its own, and ends them all. It is for development, demonstrations, measurements
+// and tests that need everything.
 //
 // A program that uses it calls [BecomeChild] first thing in main.
 package localenv
@@ -60,6 +61,15 @@ type Options struct {
 	// ManagerFlags are given to the manager besides those it needs here.
 	ManagerFlags []string
 
+	// NoShim leaves the shim out; ShimAddress and ShimFlags do not count then.
+	NoShim bool
+	// ShimAddress is where the shim listens, without TLS: host:port, port 0 for any
+	// free one. Where it is not set, DefaultShimAddress or, if that is taken, any
+	// free port.
+	ShimAddress string
+	// ShimFlags are given to the shim besides those it needs here.
+	ShimFlags []string
+
 	// Progress is told what has been started, in a few words; nil for no one.
 	Progress func(string)
 }
@@ -83,6 +93,14 @@ type Env struct {
 	MetricsURL string
 	// ManagerLog is the path of the manager's log.
 	ManagerLog string
+
+	// APIURL is the root of the shim: http://host:port. It and what follows is empty
+	// with Options.NoShim.
+	APIURL string
+	// SecretID and SecretKey are credentials for the account that Namespace is.
+	SecretID, SecretKey string
+	// ShimLog is the path of the shim's log.
+	ShimLog string
 }
 
 // Run starts everything, calls body, and ends everything: when body returns, when
@@ -213,6 +231,14 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		return nil, err
 	}
 	s.Progress("manager: ready; its log is " + relative(env.ManagerLog))
+	if s.NoShim {
+		return env, nil
+	}
+	shim, err := s.startShim(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	s.Progress("legacy HTTP API: " + shim + "; its log is " + relative(env.ShimLog))
 	return env, nil
 }
 

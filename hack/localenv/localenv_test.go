@@ -126,21 +126,33 @@ func TestUseBroker(t *testing.T) {
 	}
 }
 
-func TestBrokerAddress(t *testing.T) {
+func TestListener(t *testing.T) {
 	var config net.ListenConfig
 	taken, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = taken.Close() }()
-	s := &session{Options: Options{MQTTAddress: taken.Addr().String()}}
-	if _, _, err := s.brokerAddress(t.Context()); err == nil || !strings.Contains(err.Error(), "DEV_MQTT_ADDR") {
-		t.Errorf("an address that was asked for and is taken: error %v, want one that names DEV_MQTT_ADDR", err)
-	}
-	s.MQTTAddress = "127.0.0.1:0"
-	address, _, err := s.brokerAddress(t.Context())
-	if _, port, _ := net.SplitHostPort(address); err != nil || port == "0" {
-		t.Errorf("any port: got %q, error %v", address, err)
+	busy := taken.Addr().String()
+	for _, test := range []struct{ name, wanted, usual, wantNote, wantErr string }{
+		{"wanted and taken", busy, "127.0.0.1:0", "", "the thing cannot listen on " + busy},
+		{"any port wanted", "127.0.0.1:0", busy, "", ""},
+		{"the usual one", "", "127.0.0.1:0", "", ""},
+		{"the usual one is taken", "", busy, ", as " + busy + " is taken (SETTING sets it)", ""},
+		{"no address", "nonsense", busy, "", "the thing cannot listen on nonsense"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			address, note, err := listener{name: "the thing", wanted: test.wanted, usual: test.usual, advice: "SETTING sets it"}.address(t.Context())
+			if test.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), test.wantErr) || !strings.HasSuffix(err.Error(), "(SETTING sets it)") {
+					t.Errorf("error %v, want %q with advice", err, test.wantErr)
+				}
+				return
+			}
+			if _, port, _ := net.SplitHostPort(address); err != nil || port == "0" || port == "" || address == busy || note != test.wantNote {
+				t.Errorf("got %q, note %q, error %v, want a free address and note %q", address, note, err, test.wantNote)
+			}
+		})
 	}
 
 	for address, want := range map[string]string{

@@ -13,7 +13,7 @@ const (
 	MetricCalls    = "batchtask_shim_calls_total"  // counter, by action, version and code
 	MetricSeconds  = "batchtask_shim_call_seconds" // histogram, by action and version
 	MetricInFlight = "batchtask_shim_in_flight"    // gauge
-	MetricSecrets  = "batchtask_shim_secrets"      // gauge: Secrets with credentials, by state
+	MetricSecrets  = "batchtask_shim_secrets"      //nolint:gosec // the name of a gauge, by state
 )
 
 // Metrics are the metrics of the HTTP front. Their labels have few values: an

@@ -69,6 +69,8 @@ func Run(t *testing.T) *System {
 	return RunWithGrace(t, LongGrace)
 }
 
+// RunWithGrace is [Run] with another time that a slot is kept whose task does not
+// appear.
 func RunWithGrace(t *testing.T, grace time.Duration) *System {
 	t.Helper()
 	env := testenv.Start(t)
@@ -223,6 +225,7 @@ func (w *Warnings) HandleWarningHeaderWithContext(_ context.Context, _ int, _, t
 	w.texts = append(w.texts, text)
 }
 
+// Take returns the warnings since it was last called.
 func (w *Warnings) Take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -258,6 +261,7 @@ func (s *System) NextSecond(t *testing.T, namespace string) {
 	WaitFor(t, "the next second", func() (bool, any) { return time.Now().Unix() > p.CreationTimestamp.Unix(), nil })
 }
 
+// UniqueID returns a product ID that no other namespace has.
 func UniqueID(namespace string) string {
 	id := []rune{'P'}
 	for _, r := range namespace {
@@ -301,6 +305,7 @@ func (s *System) Active(t *testing.T, namespace string) []string {
 	return names
 }
 
+// WaitFor waits until a condition holds, and fails with what it saw last.
 func WaitFor(t *testing.T, what string, condition func() (done bool, seen any)) {
 	t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
@@ -359,6 +364,7 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 	}
 }
 
+// CountSlots counts the slots of all ledgers.
 func CountSlots(all map[string]*v1alpha1.TaskQuota) int {
 	n := 0
 	for _, ledger := range all {
@@ -367,6 +373,7 @@ func CountSlots(all map[string]*v1alpha1.TaskQuota) int {
 	return n
 }
 
+// CountActive counts the tasks that wait or run.
 func CountActive(all map[string]*v1alpha1.BatchTask) int {
 	n := 0
 	for _, task := range all {

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"batchtask.dev/operator/hack/simulator"
+)
+
+// checkDevices waits for what the devices should have, shows some of it, and
+// checks all of it.
+func (d *demo) checkDevices(ctx context.Context) error {
+	if err := d.receiveMessages(ctx); err != nil {
+		return err
+	}
+	for _, name := range []string{"front-door", "back-door", "door-1", "door-0001", "window-1"} {
+		messages := d.fleet.Received(name)
+		for _, message := range messages {
+			d.out.line("  %-10s %s", name, d.out.paint(cyan, message.Topic))
+			d.out.line("  %-10s %s", "", message.Payload)
+		}
+		if len(messages) == 0 {
+			d.out.line("  %-10s %s", name, d.out.paint(dim, "(nothing: no filter matches it)"))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.expected)) {
+		d.out.good("%s: the %d devices it is for have their message, and no other device has", name, len(d.expected[name]))
+	}
+	return nil
+}
+
+// receiveMessages waits until every device has what it should have, and checks
+// that.
+func (d *demo) receiveMessages(ctx context.Context) error {
+	// A task is Done when the broker has taken every message; the devices get
+	// them a moment later.
+	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Second, errors.New("given up after 15 s"))
+	defer cancel()
+	for _, names := range d.expected {
+		if err := d.fleet.Wait(ctx, names, int64(d.rounds)); err != nil {
+			return err
+		}
+	}
+	return d.checkMessages()
+}
+
+// checkMessages checks that each device has received what it should have, and
+// nothing else: for every round a message of the task that is for it, and with a
+// shadow its next version. MQTT allows that it has one twice, with QoS 1.
+func (d *demo) checkMessages() error {
+	wanted := map[string]map[string]int{} // device, message, how often
+	for task, names := range d.expected {
+		for _, name := range names {
+			wanted[name] = map[string]int{}
+			for round := range d.rounds {
+				if task == "open-doors" {
+					wanted[name][deltaMessage(round+1)]++
+				} else {
+					wanted[name][task]++
+				}
+			}
+		}
+	}
+	for _, name := range deviceNames(d.devices) {
+		got := map[string]int{}
+		for _, message := range d.fleet.Received(name) {
+			what, err := messageOf(name, message)
+			if err != nil {
+				return err
+			}
+			if wanted[name][what] == 0 {
+				return fmt.Errorf("device %s received a message of %s, which is not for it", name, what)
+			}
+			got[what]++
+		}
+		for what, times := range wanted[name] {
+			if got[what] < times {
+				return fmt.Errorf("device %s received %d messages of %s, want %d", name, got[what], what, times)
+			}
+		}
+	}
+	return nil
+}
+
+func deltaMessage(version int) string { return fmt.Sprintf("open-doors, version %d", version) }
+
+// messageOf tells by its content which example a message comes from, and which
+// version of the shadow it tells of.
+func messageOf(device string, message simulator.Message) (string, error) {
+	var delta struct {
+		Type    string `json:"type"`
+		Payload struct {
+			State   map[string]any `json:"state"`
+			Version int            `json:"version"`
+		} `json:"payload"`
+	}
+	switch message.Topic {
+	case productID + "/" + device + "/" + topic:
+		if message.Payload == "close" {
+			return "close-doors", nil
+		}
+	case "$shadow/operation/result/" + productID + "/" + device:
+		if json.Unmarshal([]byte(message.Payload), &delta) == nil && delta.Type == "delta" && delta.Payload.State["state"] == "open" {
+			return deltaMessage(delta.Payload.Version), nil
+		}
+	}
+	return "", fmt.Errorf("device %s received %q on %s, which no task sends", device, message.Payload, message.Topic)
+}
