@@ -154,6 +154,17 @@ func newPool(opts *managerOptions, log logr.Logger) (*mqtt.Pool, error) {
 }
 
 func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
+	return opts.newManager(log, "batchtask-manager", func(o *ctrl.Options) {
+		o.WebhookServer = webhookserver.NewServer(webhookserver.Options{
+			Port: opts.webhookPort, CertDir: opts.webhookCertDir,
+			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
+		})
+	})
+}
+
+// newManager makes a manager as the settings say, whose leader the Lease of that
+// name elects. set changes its options.
+func (o *commonOptions) newManager(log logr.Logger, lease string, set func(*ctrl.Options)) (ctrl.Manager, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -164,24 +175,22 @@ func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
-	serving := metricsserver.Options{BindAddress: opts.metricsAddr, SecureServing: opts.metricsSecure}
-	if opts.metricsSecure {
+	serving := metricsserver.Options{BindAddress: o.metricsAddr, SecureServing: o.metricsSecure}
+	if o.metricsSecure {
 		serving.FilterProvider = filters.WithAuthenticationAndAuthorization
 	}
-	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme: scheme, Logger: log, Metrics: serving, HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
-		WebhookServer: webhookserver.NewServer(webhookserver.Options{
-			Port: opts.webhookPort, CertDir: opts.webhookCertDir,
-			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
-		}),
-		LeaderElection: opts.leaderElect, LeaderElectionID: "batchtask-manager", LeaderElectionNamespace: opts.namespace,
+	options := ctrl.Options{
+		Scheme: scheme, Logger: log, Metrics: serving, HealthProbeBindAddress: o.probeAddr, PprofBindAddress: o.pprofAddr,
+		LeaderElection: o.leaderElect, LeaderElectionID: lease, LeaderElectionNamespace: o.namespace,
 		LeaderElectionReleaseOnCancel: true,
-		LeaseDuration:                 &opts.leaseDuration, RenewDeadline: &opts.renewDeadline, RetryPeriod: &opts.retryPeriod,
+		LeaseDuration:                 &o.leaseDuration, RenewDeadline: &o.renewDeadline, RetryPeriod: &o.retryPeriod,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject:         map[client.Object]cache.ByObject{&v1alpha1.Device{}: {Transform: kube.StripDevice}},
 		},
-	})
+	}
+	set(&options)
+	mgr, err := ctrl.NewManager(cfg, options)
 	if err != nil {
 		return nil, fmt.Errorf("set up the manager: %w", err)
 	}
