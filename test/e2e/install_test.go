@@ -43,7 +43,7 @@ func TestInstalledAsShipped(t *testing.T) {
 	go mountSecret(t, certs)
 
 	_, port := splitAddress(t, freeAddress(t))
-	m := startManagerAs(t, impersonate(t, env.KubeConfig), broker.URL(),
+	m := startManagerAs(t, impersonate(t, env.KubeConfig, "batchtask-manager"), broker.URL(),
 		"--leader-elect", "--namespace="+systemNamespace, "--webhook-cert-dir="+certs, "--webhook-port="+port)
 
 	for _, o := range []client.Object{validating, mutating} {
@@ -101,15 +101,15 @@ func mountSecret(t *testing.T, dir string) {
 	}
 }
 
-// impersonate returns a kubeconfig of the manager's service account.
-func impersonate(t *testing.T, kubeConfig []byte) []byte {
+// impersonate returns a kubeconfig of a service account of the operator.
+func impersonate(t *testing.T, kubeConfig []byte, account string) []byte {
 	t.Helper()
 	config, err := clientcmd.Load(kubeConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, user := range config.AuthInfos {
-		user.Impersonate = "system:serviceaccount:" + systemNamespace + ":batchtask-manager"
+		user.Impersonate = "system:serviceaccount:" + systemNamespace + ":" + account
 		user.ImpersonateGroups = []string{"system:serviceaccounts", "system:serviceaccounts:" + systemNamespace, "system:authenticated"}
 	}
 	text, err := clientcmd.Write(*config)

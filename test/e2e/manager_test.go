@@ -36,7 +36,7 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// manager is a running manager.
+// manager is a running manager, or another subcommand.
 type manager struct {
 	cmd    *exec.Cmd
 	output *lockedBuffer
@@ -52,6 +52,12 @@ func startManager(t *testing.T, brokerURL string, flags ...string) *manager {
 // startManagerAs starts a manager that reaches the API server by this kubeconfig.
 func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...string) *manager {
 	t.Helper()
+	return startAs(t, kubeConfig, "manager", brokerURL, flags...)
+}
+
+// startAs starts a subcommand and waits until it is ready.
+func startAs(t *testing.T, kubeConfig []byte, subcommand, brokerURL string, flags ...string) *manager {
+	t.Helper()
 	path, err := program()
 	if err != nil {
 		t.Fatal(err)
@@ -62,14 +68,14 @@ func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...
 	}
 	probe := freeAddress(t)
 	args := append([]string{
-		"manager", "--mqtt-url=" + brokerURL, "--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
+		subcommand, "--mqtt-url=" + brokerURL, "--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
 	}, flags...)
 	m := &manager{output: &lockedBuffer{}, ended: make(chan struct{})}
 	m.cmd = exec.Command(path, args...)
 	m.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	m.cmd.Stdout, m.cmd.Stderr = m.output, m.output
 	if err := m.cmd.Start(); err != nil {
-		t.Fatalf("start the manager: %v", err)
+		t.Fatalf("start the %s: %v", subcommand, err)
 	}
 	go func() {
 		_ = m.cmd.Wait()
@@ -78,13 +84,13 @@ func startManagerAs(t *testing.T, kubeConfig []byte, brokerURL string, flags ...
 	t.Cleanup(func() {
 		m.kill()
 		if t.Failed() {
-			t.Logf("end of a manager's log:\n%s", m.output.tail(6000))
+			t.Logf("end of the log of a %s:\n%s", subcommand, m.output.tail(6000))
 		}
 	})
-	eventually(t, time.Minute, "the manager to be ready", func() (bool, string) {
+	eventually(t, time.Minute, "the "+subcommand+" to be ready", func() (bool, string) {
 		select {
 		case <-m.ended:
-			t.Fatalf("the manager ended:\n%s", m.output.tail(6000))
+			t.Fatalf("the %s ended:\n%s", subcommand, m.output.tail(6000))
 		default:
 		}
 		return answers(t.Context(), "http://"+probe+"/readyz"), ""
