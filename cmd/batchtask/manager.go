@@ -10,13 +10,10 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	webhookserver "sigs.k8s.io/controller-runtime/pkg/webhook"
 
-	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/fleet/kube"
@@ -60,9 +57,9 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	running, end := context.WithCancel(context.WithoutCancel(stop))
 	defer end()
 
-	live, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	live, err := newClient(mgr)
 	if err != nil {
-		return fmt.Errorf("set up the client: %w", err)
+		return err
 	}
 	store, err := kube.New(running, mgr.GetCache(), live, kube.WithConcurrency(opts.shadowParallel))
 	if err != nil {
@@ -125,32 +122,12 @@ func newPool(opts *managerOptions, log logr.Logger) (*mqtt.Pool, error) {
 }
 
 func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
-	scheme, err := newScheme()
-	if err != nil {
-		return nil, err
-	}
-	cfg, err := ctrl.GetConfig()
-	if err != nil {
-		return nil, fmt.Errorf("find the API server: %w", err)
-	}
-	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme: scheme, Logger: log, Metrics: opts.metrics(), HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
+	return opts.newManager(log, "batchtask-manager", ctrl.Options{
 		WebhookServer: webhookserver.NewServer(webhookserver.Options{
 			Port: opts.webhookPort, CertDir: opts.webhookCertDir,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
 		}),
-		LeaderElection: opts.leaderElect, LeaderElectionID: "batchtask-manager", LeaderElectionNamespace: opts.namespace,
-		LeaderElectionReleaseOnCancel: true,
-		LeaseDuration:                 &opts.leaseDuration, RenewDeadline: &opts.renewDeadline, RetryPeriod: &opts.retryPeriod,
-		Cache: cache.Options{
-			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject:         map[client.Object]cache.ByObject{&v1alpha1.Device{}: {Transform: kube.StripDevice}},
-		},
 	})
-	if err != nil {
-		return nil, fmt.Errorf("set up the manager: %w", err)
-	}
-	return mgr, nil
 }
 
 // onLeader runs on the elected replica only.

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -27,8 +26,7 @@ const maxResendLimit = 1_000_000
 
 // managerOptions are the settings of the manager.
 type managerOptions struct {
-	servingOptions
-	mqtt mqtt.Options
+	commonOptions
 
 	webhooks       bool
 	webhookPort    int
@@ -36,12 +34,7 @@ type managerOptions struct {
 	webhookCertDir string
 	webhookService string
 	webhookSecret  string
-	namespace      string
 
-	leaderElect    bool
-	leaseDuration  time.Duration
-	renewDeadline  time.Duration
-	retryPeriod    time.Duration
 	checkpoint     time.Duration
 	drain          time.Duration
 	scheduleSkew   time.Duration
@@ -51,14 +44,8 @@ type managerOptions struct {
 }
 
 func (o *managerOptions) bind(flags *pflag.FlagSet) {
-	o.servingOptions.bind(flags)
-	flags.StringVar(&o.mqtt.URL, "mqtt-url", os.Getenv("MQTT_URL"), "URL of the MQTT broker, such as tcp://mosquitto:1883 or ssl://broker:8883 (default from MQTT_URL)")
-	flags.StringVar(&o.mqtt.UsernameFile, "mqtt-username-file", "", "file with the user name at the broker; read again for each connection, like all files of the broker")
-	flags.StringVar(&o.mqtt.PasswordFile, "mqtt-password-file", "", "file with the password at the broker")
-	flags.StringVar(&o.mqtt.CAFile, "mqtt-ca-file", "", "file with the certificates that the broker's is checked against (default the system's)")
-	flags.StringVar(&o.mqtt.CertFile, "mqtt-cert-file", "", "file with the client certificate")
-	flags.StringVar(&o.mqtt.KeyFile, "mqtt-key-file", "", "file with the key of the client certificate")
-	flags.StringVar(&o.mqtt.ServerName, "mqtt-server-name", "", "name that the broker's certificate must have (default the host of --mqtt-url)")
+	o.commonOptions.bind(flags)
+
 	flags.StringVar(&o.mqtt.ClientIDPrefix, "mqtt-client-id-prefix", mqtt.DefaultClientIDPrefix, "how the client IDs at the broker begin")
 	flags.IntVar(&o.mqtt.Connections, "mqtt-connections", mqtt.DefaultConnections, "how many connections to the broker share the work")
 	flags.DurationVar(&o.mqtt.AckTimeout, "mqtt-ack-timeout", mqtt.DefaultAckTimeout, "how long to wait for the broker to acknowledge a message before it is sent again")
@@ -71,12 +58,6 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&o.webhookCertDir, "webhook-cert-dir", "/tmp/k8s-webhook-server/serving-certs", "folder with tls.crt and tls.key; with --webhook-certs=self the Secret is mounted there")
 	flags.StringVar(&o.webhookService, "webhook-service", "batchtask-webhook", "Service of the webhooks, for --webhook-certs=self")
 	flags.StringVar(&o.webhookSecret, "webhook-secret", "batchtask-webhook-cert", "Secret that keeps the certificate, for --webhook-certs=self")
-	flags.StringVar(&o.namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the manager (default from POD_NAMESPACE)")
-
-	flags.BoolVar(&o.leaderElect, "leader-elect", false, "run the controllers on one replica only, which a Lease elects")
-	flags.DurationVar(&o.leaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long a silent leader stays leader")
-	flags.DurationVar(&o.renewDeadline, "leader-elect-renew-deadline", 10*time.Second, "how long the leader tries to renew before it gives up")
-	flags.DurationVar(&o.retryPeriod, "leader-elect-retry-period", 2*time.Second, "how often to try to become or stay leader")
 
 	flags.DurationVar(&o.checkpoint, "checkpoint-interval", executor.DefaultCheckpointInterval, "how often a running task writes how far it is")
 	flags.DurationVar(&o.drain, "drain-timeout", executor.DefaultDrainTimeout, "how long a cancelled task, or the manager at its end, waits for acknowledgements")
@@ -87,15 +68,14 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 
 // validate names the first setting that cannot work.
 func (o *managerOptions) validate() error {
+	if err := o.commonOptions.validate(); err != nil {
+		return err
+	}
 	switch {
-	case o.mqtt.URL == "":
-		return errors.New("--mqtt-url (or MQTT_URL) is required: the URL of the MQTT broker, such as tcp://mosquitto:1883")
 	case o.webhookCerts != certsSelf && o.webhookCerts != certsFiles:
 		return fmt.Errorf("--webhook-certs=%s: must be %s or %s", o.webhookCerts, certsSelf, certsFiles)
 	case o.webhooks && o.webhookCerts == certsSelf && o.namespace == "":
 		return errors.New("--namespace (or POD_NAMESPACE) is required with --webhook-certs=self: the namespace of the Secret")
-	case o.leaderElect && o.namespace == "":
-		return errors.New("--namespace (or POD_NAMESPACE) is required with --leader-elect: the namespace of the Lease")
 	case o.webhookPort < 1 || o.webhookPort > 65535:
 		return fmt.Errorf("--webhook-port=%d: must be 1 to 65535", o.webhookPort)
 	case o.resendLimit < 0 || o.resendLimit > maxResendLimit:
@@ -105,18 +85,13 @@ func (o *managerOptions) validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"checkpoint-interval": o.checkpoint, "drain-timeout": o.drain, "slot-grace": o.slotGrace,
-		"leader-elect-retry-period": o.retryPeriod,
 	} {
 		if d <= 0 {
 			return fmt.Errorf("--%s=%s: must be positive", name, d)
 		}
 	}
-	switch {
-	case o.scheduleSkew < 0:
+	if o.scheduleSkew < 0 {
 		return fmt.Errorf("--schedule-skew=%s: must not be negative", o.scheduleSkew)
-	case o.renewDeadline >= o.leaseDuration || o.retryPeriod >= o.renewDeadline:
-		return fmt.Errorf("--leader-elect-lease-duration=%s must be longer than --leader-elect-renew-deadline=%s, and that longer than --leader-elect-retry-period=%s",
-			o.leaseDuration, o.renewDeadline, o.retryPeriod)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
@@ -58,15 +59,34 @@ func (o *servingOptions) metrics() metricsserver.Options {
 	return serving
 }
 
-// newScheme returns the types of Kubernetes and of this project.
-func newScheme() (*runtime.Scheme, error) {
-	scheme := runtime.NewScheme()
+// newManager makes a manager as the settings and the other options say.
+func (o *servingOptions) newManager(log logr.Logger, options ctrl.Options) (ctrl.Manager, error) {
+	options.Scheme = runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
+		if err := add(options.Scheme); err != nil {
 			return nil, fmt.Errorf("build the scheme: %w", err)
 		}
 	}
-	return scheme, nil
+	cfg, err := ctrl.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	options.Logger, options.Metrics = log, o.metrics()
+	options.HealthProbeBindAddress, options.PprofBindAddress = o.probeAddr, o.pprofAddr
+	mgr, err := ctrl.NewManager(cfg, options)
+	if err != nil {
+		return nil, fmt.Errorf("set up: %w", err)
+	}
+	return mgr, nil
+}
+
+// newClient makes a client that reads past the manager's cache.
+func newClient(mgr ctrl.Manager) (client.Client, error) {
+	live, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return nil, fmt.Errorf("set up the client: %w", err)
+	}
+	return live, nil
 }
 
 // addChecks adds what /healthz and /readyz ask of every subcommand: a replica is

@@ -48,13 +48,17 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-	mgr, err := newShimManager(opts, log)
+	grace := opts.shutdownTimeout + 5*time.Second
+	mgr, err := opts.newManager(log, ctrl.Options{
+		GracefulShutdownTimeout: &grace,
+		Cache:                   cache.Options{ByObject: map[client.Object]cache.ByObject{&corev1.Secret{}: shim.SecretCache(opts.namespaces)}},
+	})
 	if err != nil {
 		return err
 	}
-	live, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	live, err := newClient(mgr)
 	if err != nil {
-		return fmt.Errorf("set up the client: %w", err)
+		return err
 	}
 	clk, counted := clock.RealClock{}, shim.NewMetrics(metrics.Registry)
 	accounts := shim.NewAccounts(counted)
@@ -112,27 +116,6 @@ func (o *shimOptions) listen(ctx context.Context) (net.Listener, error) {
 	return tls.NewListener(listener, &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, GetCertificate: certificate.GetCertificate,
 	}), nil
-}
-
-func newShimManager(opts *shimOptions, log logr.Logger) (ctrl.Manager, error) {
-	scheme, err := newScheme()
-	if err != nil {
-		return nil, err
-	}
-	cfg, err := ctrl.GetConfig()
-	if err != nil {
-		return nil, fmt.Errorf("find the API server: %w", err)
-	}
-	grace := opts.shutdownTimeout + 5*time.Second
-	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme: scheme, Logger: log, Metrics: opts.metrics(), HealthProbeBindAddress: opts.probeAddr, PprofBindAddress: opts.pprofAddr,
-		GracefulShutdownTimeout: &grace,
-		Cache:                   cache.Options{ByObject: map[client.Object]cache.ByObject{&corev1.Secret{}: shim.SecretCache(opts.namespaces)}},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("set up the shim: %w", err)
-	}
-	return mgr, nil
 }
 
 // serveWhen serves as soon as synced says so: before, a caller would be told that

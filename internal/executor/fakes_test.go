@@ -15,6 +15,8 @@ import (
 
 // devices is a fleet in memory, to inject faults.
 type devices struct {
+	fleet.Store // the rest, which the executor does not use
+
 	mu    sync.Mutex
 	names []string
 	// apply says what becomes of a device's shadow; a delta for each if nil.

@@ -30,6 +30,11 @@ type Shadow struct {
 	AppliedTasks []string
 }
 
+// Equal reports whether both are the same to the letter.
+func (s Shadow) Equal(other Shadow) bool {
+	return s.Stored == other.Stored && slices.Equal(s.AppliedTasks, other.AppliedTasks)
+}
+
 // Applied is what an update makes of a shadow.
 type Applied struct {
 	// Shadow is to be stored in the place of the one that was read, if Write is set.

@@ -53,6 +53,21 @@ type Store interface {
 	// ApplyDesired merges an update into the desired part of the shadows of the named
 	// devices. It returns one result for each name, in the same order.
 	ApplyDesired(ctx context.Context, p Product, u DesiredUpdate, names []string) []DesiredResult
+	// ReadShadow returns the shadow of a device as it was last written; the zero Shadow
+	// where none was. A device that is disabled has its shadow all the same: no task
+	// is for it, but it may still report. The error is [ErrDeviceGone] where there is
+	// no such device.
+	ReadShadow(ctx context.Context, p Product, name string) (Shadow, error)
+	// ChangeShadow writes what change makes of the shadow of a device, on the condition
+	// that nobody else has written in between. Else it calls change again with the
+	// shadow as it is then, a bounded number of times; so change has no effect but its
+	// result. A shadow that change returns as it was is not written. An error of change
+	// is returned as it is, and nothing is written.
+	//
+	// Other errors are those of ReadShadow, a [*DeviceError] for a shadow that cannot be
+	// stored, or passing. After a passing error the shadow may have been written: the
+	// answer to a write can be lost.
+	ChangeShadow(ctx context.Context, p Product, name string, change func(Shadow) (Shadow, error)) error
 }
 
 // DesiredUpdate is a change to the desired part of shadows, made by a task.
@@ -76,9 +91,10 @@ type DesiredResult struct {
 }
 
 var (
-	// ErrDeviceGone : the device was deleted after its name had been read. It has no
-	// result: it is neither a success nor a failure.
-	ErrDeviceGone = errors.New("the device does not exist any more")
+	// ErrDeviceGone : there is no such device. One that a task has selected was deleted
+	// after its name had been read; it has no result then: it is neither a success nor a
+	// failure.
+	ErrDeviceGone = errors.New("the device does not exist")
 	// ErrNotReady : the store has not read its devices yet. It is passing.
 	ErrNotReady = errors.New("the devices have not been read yet")
 )

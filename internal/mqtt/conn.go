@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -37,6 +38,8 @@ type bufferedConn struct {
 	dead chan struct{}
 	// flushed is closed when the flushing goroutine has ended.
 	flushed chan struct{}
+	// silence is how many nanoseconds a Read may wait for the peer; 0 is for ever.
+	silence atomic.Int64
 
 	mu      sync.Mutex
 	more    sync.Cond // the buffer got something, or the state changed
@@ -61,6 +64,12 @@ func newBufferedConn(conn net.Conn, clk clock.WithTicker, writeTimeout time.Dura
 }
 
 func (c *bufferedConn) Read(p []byte) (int, error) {
+	if silence := c.silence.Load(); silence > 0 && c.reader.Buffered() == 0 {
+		if err := c.Conn.SetReadDeadline(c.clock.Now().Add(time.Duration(silence))); err != nil {
+			c.fail(err)
+			return 0, c.cause()
+		}
+	}
 	n, err := c.reader.Read(p)
 	if err != nil {
 		c.fail(err)

@@ -12,16 +12,16 @@ import (
 
 // dial opens the network connection, up to the TLS or websocket handshake. paho's own opening is not exported but for
 // websockets; that one does not end with ctx, but after ConnectTimeout.
-func (p *Pool) dial(ctx context.Context, a access) (net.Conn, error) {
-	to := p.files.target
+func (f files) dial(ctx context.Context, a access) (net.Conn, error) {
+	to := f.target
 	if to.websocket {
-		conn, err := paho.NewWebsocket(to.url.String(), a.tls, p.options.ConnectTimeout, nil, nil)
+		conn, err := paho.NewWebsocket(to.url.String(), a.tls, f.options.ConnectTimeout, nil, nil)
 		if err != nil {
 			return nil, fmt.Errorf("opening the websocket: %w", err)
 		}
 		return conn, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.options.ConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, f.options.ConnectTimeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to.url.Host)
 	if err != nil {
@@ -38,9 +38,9 @@ func (p *Pool) dial(ctx context.Context, a access) (net.Conn, error) {
 	return secured, nil
 }
 
-// noStore is the store of paho's clients. What a store is for, resuming a session after a reconnect, never happens
-// here: paho reads it in resume alone, which a clean session without automatic reconnect does not reach. Packet
-// identifiers and tokens live outside of it.
+// noStore is the store of paho's clients. What a store is for, sending again after a reconnect what was in flight,
+// never happens here: a client has one connection, and paho reads its store in resume alone, at the beginning of one
+// without a clean session, where it finds this one empty. Packet identifiers and tokens live outside of it.
 type noStore struct{}
 
 func (noStore) Open()                             {}

@@ -1,6 +1,7 @@
-// Package mqtt keeps connections to a broker and publishes on them with QoS 1,
+// Package mqtt keeps connections to a broker. A Pool publishes on them with QoS 1,
 // so that every message ends with exactly one result: the broker acknowledged
-// it, refused it for good, or nobody waited for it any longer.
+// it, refused it for good, or nobody waited for it any longer. A Subscriber
+// receives, and its user says when a message is acknowledged.
 //
 // # What counts as delivered
 //
@@ -11,7 +12,7 @@
 //   - Automatic reconnect is off and every connection has its own client. With
 //     it on, paho takes up the old packet identifiers on the new connection and
 //     completes the tokens it replaces (claimID) without an error.
-//   - The session is clean and the store is empty (see noStore), so nothing is
+//   - A Pool's session is clean and the store is empty (see noStore), so nothing is
 //     resumed: resume is the only caller of claimID.
 //   - What is left then completes a QoS 1 token without an error in one place,
 //     the arrival of a PUBACK with its identifier. Every other way carries an

@@ -2,12 +2,9 @@ package mqtt
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"sync"
 	"time"
 
@@ -43,22 +40,15 @@ type owner interface {
 	overdue(it *item)
 }
 
-// session is one connection: a paho client that is never used again after it. One goroutine sends (feed), another
+// session publishes on one link. One goroutine sends (feed), another
 // waits for the PUBACKs in the order sent (wait). Sending may hang inside paho for twice WriteTimeout when the
 // connection has just died; wait does not wait for that, it takes the message back and leaves the goroutine to end by itself.
 type session struct {
-	client  paho.Client
-	conn    *bufferedConn
+	*link
 	clock   clock.WithTicker
 	metrics *Metrics
 	opts    *Options
-	files   fingerprint // of the files it was made with
-	since   time.Time
-	id      string
 	spawn   func(func()) // starts a goroutine that the pool waits for
-	unhook  func() bool  // takes the connection off the context it ends with
-	// lost is closed when paho has dealt with the end of the connection: every token has its final state.
-	lost chan struct{}
 	// wake tells wait that a token has come or that feed has ended; used while asleep is set.
 	wake chan struct{}
 
@@ -88,71 +78,18 @@ type entry struct {
 
 // connect makes a connection. Ending ctx aborts the attempt, and the connection later.
 func (p *Pool) connect(ctx context.Context) (*session, error) {
-	a, err := p.files.read()
+	l, err := p.files.open(ctx, newClientID(p.options.ClientIDPrefix), func(o *paho.ClientOptions) {
+		// See the package comment: a clean session makes a token worth something.
+		o.SetCleanSession(true).SetOrderMatters(false)
+		o.SetPingTimeout(min(p.options.KeepAlive, p.options.AckTimeout))
+	})
 	if err != nil {
 		return nil, err
 	}
-	s := &session{
-		clock: p.clock, metrics: p.metrics, opts: &p.options, files: a.fingerprint, id: newClientID(p.options.ClientIDPrefix),
-		spawn: p.running.Go, lost: make(chan struct{}), wake: make(chan struct{}, 1),
-	}
-	o := paho.NewClientOptions()
-	o.Servers = []*url.URL{p.files.target.url}
-	o.SetClientID(s.id).SetUsername(a.username).SetPassword(a.password)
-	// See the package comment: these make a token worth something.
-	o.SetAutoReconnect(false).SetConnectRetry(false).SetCleanSession(true).SetStore(noStore{})
-	// Without a version paho would try each failed connect again with MQTT 3.1.
-	o.SetProtocolVersion(4).SetOrderMatters(false)
-	o.SetKeepAlive(p.options.KeepAlive).SetPingTimeout(min(p.options.KeepAlive, p.options.AckTimeout))
-	// paho's time-out is how long Publish waits for its turn. What is decisive is that of bufferedConn, so this one is
-	// longer: a packet may wait for one piece that is being written and another before it.
-	o.SetConnectTimeout(p.options.ConnectTimeout).SetWriteTimeout(2 * p.options.WriteTimeout)
-	o.SetConnectionLostHandler(func(paho.Client, error) { close(s.lost) })
-	var dialErr error
-	o.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) {
-		conn, err := p.dial(ctx, a)
-		if err != nil {
-			dialErr = err // paho adds the words "network Error" and nothing else
-			return nil, err
-		}
-		s.conn = newBufferedConn(conn, p.clock, p.options.WriteTimeout)
-		s.unhook = context.AfterFunc(ctx, func() { s.conn.fail(errShutdown) })
-		return s.conn, nil
-	})
-	s.client = paho.NewClient(o)
-	token := s.client.Connect()
-	<-token.Done() // dialling and the handshake have deadlines
-	switch {
-	case dialErr != nil:
-		return nil, dialErr
-	case token.Error() != nil:
-		s.unhook()
-		return nil, fmt.Errorf("MQTT connect: %w", token.Error())
-	case s.conn.isDead():
-		// paho takes a CONNACK with a return code it does not know for a success, having closed the connection.
-		s.unhook()
-		s.client.Disconnect(0)
-		return nil, fmt.Errorf("MQTT connect: %w", s.conn.cause())
-	}
-	s.since = p.clock.Now()
-	return s, nil
-}
-
-// newClientID adds a random suffix, new for every connection: a broker that has not noticed the end of the last one
-// then has nothing to take over.
-func newClientID(prefix string) string {
-	var suffix [6]byte
-	_, _ = rand.Read(suffix[:]) // never fails
-	return prefix + "-" + hex.EncodeToString(suffix[:])
-}
-
-func (c *bufferedConn) isDead() bool {
-	select {
-	case <-c.dead:
-		return true
-	default:
-		return false
-	}
+	return &session{
+		link: l, clock: p.clock, metrics: p.metrics, opts: &p.options,
+		spawn: p.running.Go, wake: make(chan struct{}, 1),
+	}, nil
 }
 
 // startFeed sends what next returns, until that is nil or the connection has ended. A message that was taken from next
@@ -401,9 +338,7 @@ func (s *session) close() {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
-	s.client.Disconnect(disconnectTimeout)
-	s.conn.fail(net.ErrClosed)
-	s.unhook()
+	s.disconnect()
 }
 
 // roundTrip asks the broker for an answer that has no effect: UNSUBACK for a subscription that never was. It tells

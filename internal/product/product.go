@@ -40,7 +40,7 @@ func Ready(p *v1alpha1.Product) bool {
 	return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady)
 }
 
-// Finder finds the product of a task.
+// Finder finds products by their ID.
 type Finder struct {
 	Reader client.Reader
 }
@@ -56,6 +56,19 @@ func (f Finder) Lookup(ctx context.Context, namespace, productID string) (*v1alp
 		return &list.Items[ready], nil
 	}
 	return Owner(list.Items), nil
+}
+
+// Namespace returns the namespace that a product ID belongs to, that of its Owner.
+// It returns "" if there is none.
+func (f Finder) Namespace(ctx context.Context, productID string) (string, error) {
+	var list v1alpha1.ProductList
+	if err := f.Reader.List(ctx, &list, client.MatchingFields{FieldProductID: productID}); err != nil {
+		return "", fmt.Errorf("list products with ID %q: %w", productID, err)
+	}
+	if owner := Owner(list.Items); owner != nil {
+		return owner.Namespace, nil
+	}
+	return "", nil
 }
 
 func older(a, b *v1alpha1.Product) bool {

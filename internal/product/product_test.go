@@ -99,3 +99,36 @@ func TestLookup(t *testing.T) {
 		}
 	}
 }
+
+func TestNamespace(t *testing.T) {
+	env := testenv.Start(t)
+	older, younger := env.Namespace(t), env.Namespace(t)
+	finder := product.Finder{Reader: env.Client}
+	create := func(namespace string) *v1alpha1.Product {
+		t.Helper()
+		p := testobj.Product("p").In(namespace).ID("NAMESPACE").Obj()
+		if err := env.Client.Create(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	want := func(namespace string) {
+		t.Helper()
+		if got, err := finder.Namespace(t.Context(), "NAMESPACE"); err != nil || got != namespace {
+			t.Errorf("namespace %q (error %v), want %q", got, err, namespace)
+		}
+	}
+	want("")
+	first := create(older)
+	want(older)
+	second := create(younger)
+	// Of one second, the UID decides.
+	if second.CreationTimestamp.Equal(&first.CreationTimestamp) && second.UID < first.UID {
+		older, younger, first = younger, older, second
+	}
+	want(older)
+	if err := env.Client.Delete(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	want(younger)
+}

@@ -89,12 +89,6 @@ func DeltaMessage(doc *Document, nowSeconds int64) []byte {
 	if delta == nil {
 		return nil
 	}
-	type payload struct {
-		State     Object `json:"state"`
-		Metadata  Object `json:"metadata"`
-		Version   int64  `json:"version"`
-		Timestamp int64  `json:"timestamp"`
-	}
 	return encode(struct {
 		Type      string  `json:"type"`
 		Timestamp int64   `json:"timestamp"`

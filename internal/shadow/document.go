@@ -23,18 +23,18 @@ import (
 )
 
 const (
-	// MaxDepth is how many levels the desired part of a shadow may have. Each object
-	// and each array is a level: {"a":1} and {} have depth 1, {"a":{"b":1}} and
+	// MaxDepth is how many levels each part of a shadow may have. Each object and
+	// each array is a level: {"a":1} and {} have depth 1, {"a":{"b":1}} and
 	// {"a":[1]} depth 2, {"a":[{"b":1}]} depth 3.
 	MaxDepth = 5
-	// MaxBytes is how many bytes the desired part of a shadow may have as JSON
-	// without white space: 16 KiB.
+	// MaxBytes is how many bytes each part of a shadow may have as JSON without
+	// white space: 16 KiB.
 	MaxBytes = 16 << 10
 )
 
 // Object is a JSON object whose values are nil, bool, string, json.Number, []any
 // and Object. Numbers keep the digits that were written. Objects come from
-// [ParseDesired] and [Parse].
+// [ParseDesired], [ParseMessage] and [Parse].
 type Object = map[string]any
 
 // Document is the shadow of one device.
@@ -162,16 +162,48 @@ func orNil(o Object) Object {
 // desired part would be over [MaxDepth] or [MaxBytes]; the document is then as it
 // was.
 func (d *Document) MergeDesired(patch Object, now time.Time) (changed bool, err error) {
-	milliseconds := now.UnixMilli()
-	desired, meta, changed := merge(d.Desired, d.Metadata.Desired, patch, milliseconds)
-	if err := checkLimits(desired); err != nil {
-		return false, fmt.Errorf("merging the desired state: %w", err)
+	desired, changed, err := d.part(desiredPart).merged(patch, now.UnixMilli())
+	if err != nil {
+		return false, err
 	}
-	d.Desired = orNil(desired)
-	d.Metadata.Desired = orNil(meta)
-	d.Version++
-	d.Timestamp = milliseconds
+	d.Desired, d.Metadata.Desired = desired.state, desired.meta
+	d.step(now)
 	return changed, nil
+}
+
+// step counts a change.
+func (d *Document) step(now time.Time) {
+	d.Version++
+	d.Timestamp = now.UnixMilli()
+}
+
+// Names of the two parts of a shadow.
+const (
+	reportedPart = "reported"
+	desiredPart  = "desired"
+)
+
+// part is one of the two parts of a shadow.
+type part struct {
+	name        string
+	state, meta Object
+}
+
+func (d *Document) part(name string) part {
+	if name == reportedPart {
+		return part{name, d.Reported, d.Metadata.Reported}
+	}
+	return part{name, d.Desired, d.Metadata.Desired}
+}
+
+// merged returns the part with patch merged into it, and whether a value is
+// another one; an error if that is over the limits.
+func (p part) merged(patch Object, now int64) (after part, changed bool, err error) {
+	state, meta, changed := merge(p.state, p.meta, patch, now)
+	if err := checkLimits(state); err != nil {
+		return part{}, false, fmt.Errorf("merging the %s state: %w", p.name, err)
+	}
+	return part{p.name, orNil(state), orNil(meta)}, changed, nil
 }
 
 // merge returns state and meta with patch merged into them, and whether a value
@@ -223,12 +255,12 @@ func clone(o Object, more int) Object {
 	return c
 }
 
-// checkLimits says whether a desired part is within the limits.
-func checkLimits(desired Object) error {
-	if path := tooDeep(desired, MaxDepth, nil); path != nil {
+// checkLimits says whether a part is within the limits.
+func checkLimits(state Object) error {
+	if path := tooDeep(state, MaxDepth, nil); path != nil {
 		return &DocumentError{Kind: ErrTooDeep, Path: pathString(path)}
 	}
-	if size := len(encode(desired)); size > MaxBytes {
+	if size := len(encode(state)); size > MaxBytes {
 		return &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it would have %d bytes", size)}
 	}
 	return nil

@@ -1,6 +1,8 @@
 package shadow
 
 import (
+	"bytes"
+	"encoding/json"
 	"testing"
 	"time"
 )
@@ -65,4 +67,71 @@ func FuzzMergeDesired(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzMessage feeds arbitrary messages of a device through the parser, the rules
+// and the answers.
+func FuzzMessage(f *testing.F) {
+	for _, seed := range [][2]string{
+		{`{"type":"get","clientToken":"t"}`, `{"type":"update","state":{"reported":{"state":"open"}},"version":0,"clientToken":8480}`},
+		{`{"type":"update","state":{"reported":{"a":{"b":1,"c":[1,{"d":null}]}}}}`, `{"type":"update","state":{"reported":{"a":{"b":null,"c":{}}},"desired":null},"version":1}`},
+		{`{"type":"update","state":{"reported":{"timestamp":1}},"version":3}`, `{"type":"update","state":{"reported":{"timestamp":{"timestamp":2}}},"clientToken":"\u2028<\ud83d"}`},
+		{`{"type":"update","state":{"desired":{"a":1}},"clientToken":{}}`, `{"type":"update","type":"get","state":[[[[[[[[`},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, first, second string) {
+		doc := &Document{Desired: Object{"a": "b"}}
+		for i, text := range []string{first, second} {
+			m, err := ParseMessage([]byte(text))
+			if err != nil {
+				if result := ResultOf(err); result == ResultOK || result == ResultInternal {
+					t.Fatalf("the parser's error %v has the result %d", err, result)
+				}
+				wantAnswer(t, m, AnswerError(m, ResultOf(err), 1))
+				continue
+			}
+			wantAnswer(t, m, AnswerGet(m, doc, 1))
+			if m.Type != TypeUpdate {
+				continue
+			}
+			was, version := doc.Stored(), doc.Version
+			if err := doc.Update(m.Update, time.UnixMilli(int64(i))); err != nil {
+				if doc.Stored() != was {
+					t.Fatalf("refused with %v and changed all the same", err)
+				}
+				wantAnswer(t, m, AnswerVersion(m, doc, 1))
+				continue
+			}
+			if doc.Version != version+1 {
+				t.Fatalf("version %d after %d", doc.Version, version)
+			}
+			wantAnswer(t, m, AnswerUpdate(m, doc, 1))
+			stored := doc.Stored()
+			read, err := Parse(stored)
+			if err != nil {
+				t.Fatalf("reading what was stored: %v", err)
+			}
+			if again := read.Stored(); again != stored {
+				t.Fatalf("stored, read and stored again:\n%+v\n%+v", stored, again)
+			}
+			if err := checkLimits(read.Reported); err != nil {
+				t.Fatalf("stored over the limits: %v", err)
+			}
+		}
+	})
+}
+
+// wantAnswer checks that an answer is one JSON object with the message's token.
+func wantAnswer(t *testing.T, m Message, text []byte) {
+	t.Helper()
+	var answer struct {
+		ClientToken json.RawMessage `json:"clientToken"`
+	}
+	if err := json.Unmarshal(text, &answer); err != nil {
+		t.Fatalf("the answer %q is no JSON: %v", text, err)
+	}
+	if !bytes.Equal(answer.ClientToken, m.ClientToken) {
+		t.Fatalf("the token %q came back as %q", m.ClientToken, answer.ClientToken)
+	}
 }

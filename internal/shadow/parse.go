@@ -20,6 +20,8 @@ var (
 	ErrNotObject = errors.New("not a JSON object")
 	// ErrIllegalKey : a key is empty, or stands twice in one object.
 	ErrIllegalKey = errors.New("illegal key")
+	// ErrIllegalNode : a value cannot stand where it does.
+	ErrIllegalNode = errors.New("illegal value")
 	// ErrTooDeep : there are more than MaxDepth levels.
 	ErrTooDeep = fmt.Errorf("more than %d levels deep", MaxDepth)
 	// ErrTooLarge : there are more than MaxBytes bytes.
@@ -242,7 +244,7 @@ func invalidUTF8(s string) int64 {
 	return 0
 }
 
-// kindOf names the kind of a JSON value that is not an object.
+// kindOf names the kind of a JSON value.
 func kindOf(value any) string {
 	switch value.(type) {
 	case nil:
@@ -253,6 +255,8 @@ func kindOf(value any) string {
 		return "a string"
 	case json.Number:
 		return "a number"
+	case Object:
+		return "an object"
 	default:
 		return "an array"
 	}

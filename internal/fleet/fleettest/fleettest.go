@@ -73,6 +73,12 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		"Apply/device gone":         (*suite).applyGone,
 		"Apply/concurrent writers":  (*suite).applyConcurrently,
 		"Apply/ended context":       (*suite).applyEnded,
+		"Shadow/read":               (*suite).shadowRead,
+		"Shadow/change":             (*suite).shadowChange,
+		"Shadow/change refused":     (*suite).shadowRefused,
+		"Shadow/device gone":        (*suite).shadowGone,
+		"Shadow/concurrent writers": (*suite).shadowConcurrently,
+		"Shadow/ended context":      (*suite).shadowEnded,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -44,7 +44,11 @@ func TestNotReadyBeforeTheFirstList(t *testing.T) {
 	_, totalErr := store.Total(t.Context(), p)
 	_, _, scanErr := store.Scan(t.Context(), fleet.Query{Product: p}, 1)
 	applyErr := store.ApplyDesired(t.Context(), p, update, []string{"a"})[0].Err
-	for call, err := range map[string]error{"Count": countErr, "Total": totalErr, "Scan": scanErr, "ApplyDesired": applyErr} {
+	_, readErr := store.ReadShadow(t.Context(), p, "a")
+	changeErr := store.ChangeShadow(t.Context(), p, "a", func(s fleet.Shadow) (fleet.Shadow, error) { return s, nil })
+	for call, err := range map[string]error{
+		"Count": countErr, "Total": totalErr, "Scan": scanErr, "ApplyDesired": applyErr, "ReadShadow": readErr, "ChangeShadow": changeErr,
+	} {
 		if !errors.Is(err, fleet.ErrNotReady) {
 			t.Errorf("%s: error %v, want ErrNotReady", call, err)
 		}

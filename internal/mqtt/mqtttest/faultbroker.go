@@ -2,6 +2,7 @@ package mqtttest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"maps"
 	"net"
@@ -26,6 +27,8 @@ type Faults struct {
 	StopReading bool
 	// RefuseConnect answers CONNECT with the return code for an unavailable server.
 	RefuseConnect bool
+	// RefuseSubscribe answers SUBSCRIBE with the return code for a failure.
+	RefuseSubscribe bool
 	// IgnoreUnsubscribe leaves UNSUBSCRIBE without an answer.
 	IgnoreUnsubscribe bool
 }
@@ -159,6 +162,9 @@ func (b *FaultBroker) serve(conn net.Conn) {
 		case *packets.SubscribePacket:
 			ack := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)
 			ack.MessageID, ack.ReturnCodes = p.MessageID, make([]byte, len(p.Topics))
+			if faults.RefuseSubscribe {
+				ack.ReturnCodes = bytes.Repeat([]byte{0x80}, len(p.Topics))
+			}
 			answer = ack
 		case *packets.UnsubscribePacket:
 			if faults.IgnoreUnsubscribe {

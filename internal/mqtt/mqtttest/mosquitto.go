@@ -18,7 +18,8 @@ import (
 // startTimeout bounds the wait for mosquitto to listen.
 const startTimeout = 10 * time.Second
 
-// Mosquitto is a running mosquitto of the test's own, on a free port of 127.0.0.1, without persistence.
+// Mosquitto is a running mosquitto of the test's own, on a free port of 127.0.0.1, which keeps nothing when it is killed
+// unless it is told to.
 type Mosquitto struct {
 	t       testing.TB
 	program string
@@ -34,9 +35,16 @@ type Mosquitto struct {
 type MosquittoOption func(*mosquittoConfig)
 
 type mosquittoConfig struct {
-	lines     []string
-	scheme    string
-	anonymous bool
+	lines      []string
+	scheme     string
+	anonymous  bool
+	persistent bool
+}
+
+// WithPersistence makes it write sessions and their messages to a file: each second, so that what came in the last
+// second is lost when it is killed.
+func WithPersistence() MosquittoOption {
+	return func(c *mosquittoConfig) { c.persistent = true }
 }
 
 // WithConfig adds lines to mosquitto.conf.
@@ -73,7 +81,7 @@ func StartMosquitto(t testing.TB, opts ...MosquittoOption) *Mosquitto {
 	lines := append([]string{
 		fmt.Sprintf("listener %d 127.0.0.1", m.port),
 		fmt.Sprintf("allow_anonymous %t", c.anonymous),
-		"persistence false",
+		fmt.Sprintf("persistence %t", c.persistent),
 		// A subscriber of the test must get every message, however slow.
 		"max_queued_messages 0",
 		"max_inflight_messages 0",
@@ -82,6 +90,9 @@ func StartMosquitto(t testing.TB, opts ...MosquittoOption) *Mosquitto {
 		// Started as root, it would change to a user that cannot read the test's files. Otherwise this has no effect.
 		"user root",
 	}, c.lines...)
+	if c.persistent {
+		lines = append(lines, "persistence_location "+t.TempDir()+"/", "autosave_interval 1")
+	}
 	if err := os.WriteFile(m.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		t.Fatalf("writing mosquitto.conf: %v", err)
 	}

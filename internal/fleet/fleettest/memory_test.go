@@ -1,0 +1,7 @@
+package fleettest
+
+import "testing"
+
+func TestMemory(t *testing.T) {
+	Run(t, func(*testing.T) Harness { return NewMemory() })
+}

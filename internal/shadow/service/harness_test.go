@@ -1,0 +1,237 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/go-logr/logr/testr"
+
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/fleet/fleettest"
+	"batchtask.dev/operator/internal/testenv"
+)
+
+// The control plane is started by the one test that asks for it; goroutines that are
+// left over fail the package.
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const patience = 30 * time.Second
+
+// product is that of the devices in memory.
+var product = fleet.Product{Namespace: "here", ProductID: "ABCDE12345"}
+
+// owners says which namespace a product ID belongs to.
+type owners map[string]string
+
+func (o owners) Namespace(_ context.Context, productID string) (string, error) {
+	return o[productID], nil
+}
+
+// memory is a store with devices of the product.
+func memory(t *testing.T, names ...string) *fleettest.Memory {
+	t.Helper()
+	store := fleettest.NewMemory()
+	for _, name := range names {
+		store.Create(t, product, fleettest.Device{Name: name})
+	}
+	return store
+}
+
+// running is a service that runs.
+type running struct {
+	*Service
+	stop func() // ends it and waits
+}
+
+// start runs a service until the test ends, and waits until messages can come.
+func start(t *testing.T, url string, store fleet.Store, opts Options) *running {
+	t.Helper()
+	return startWith(t, url, store, owners{product.ProductID: product.Namespace}, opts)
+}
+
+func startWith(t *testing.T, url string, store fleet.Store, products Products, opts Options) *running {
+	t.Helper()
+	r := &running{}
+	opts.MQTT.URL = url
+	if opts.MQTT.WriteTimeout == 0 {
+		opts.MQTT.WriteTimeout = 2 * time.Second
+	}
+	if testing.Verbose() {
+		opts.MQTT.Log = testr.New(t)
+	}
+	if opts.Rate == 0 {
+		opts.Rate, opts.Burst = 1e6, 1e6
+	}
+	var err error
+	if r.Service, err = New(store, products, opts); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- r.Start(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Start: %v", err)
+		}
+	})
+	t.Cleanup(r.stop)
+	eventually(t, "the service is connected", r.Connected)
+	return r
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-deadline:
+			t.Fatalf("not in time: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// client is a connection over which devices talk.
+type client struct {
+	t    *testing.T
+	qos  byte
+	paho paho.Client
+
+	mu      sync.Mutex
+	answers map[string]chan string // by topic
+}
+
+func connect(t *testing.T, url, id string, qos byte) *client {
+	t.Helper()
+	c := &client{t: t, qos: qos, answers: map[string]chan string{}}
+	subscribed := make(chan struct{}, 100)
+	o := paho.NewClientOptions().AddBroker(url).SetClientID(id).SetCleanSession(false).SetWriteTimeout(5 * time.Second).
+		SetMaxReconnectInterval(20 * time.Millisecond).SetConnectRetry(true).SetConnectRetryInterval(20 * time.Millisecond)
+	o.SetOnConnectHandler(func(p paho.Client) {
+		if token := p.Subscribe(resultPrefix+"+/+", 0, c.receive); token.Wait() && token.Error() == nil {
+			subscribed <- struct{}{}
+		}
+	})
+	c.paho = paho.NewClient(o)
+	c.paho.Connect()
+	t.Cleanup(func() { c.paho.Disconnect(100) })
+	select {
+	case <-subscribed:
+	case <-time.After(patience):
+		t.Fatal("the devices did not get a connection")
+	}
+	return c
+}
+
+func (c *client) on(topic string) chan string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.answers[topic] == nil {
+		c.answers[topic] = make(chan string, 1000)
+	}
+	return c.answers[topic]
+}
+
+func (c *client) receive(_ paho.Client, m paho.Message) {
+	select {
+	case c.on(m.Topic()) <- string(m.Payload()):
+	default:
+		c.t.Errorf("nobody reads the answers on %s", m.Topic())
+	}
+}
+
+// send publishes a message of a device; with QoS 1 it waits for the PUBACK.
+func (c *client) send(name, payload string) {
+	c.t.Helper()
+	c.sendTo(device{product.ProductID, name}.topic(), payload)
+}
+
+func (c *client) sendTo(topic, payload string) {
+	c.t.Helper()
+	if token := c.paho.Publish(topic, c.qos, false, payload); !token.WaitTimeout(patience) || token.Error() != nil {
+		c.t.Errorf("publishing to %s: %v", topic, token.Error())
+	}
+}
+
+func (d device) topic() string { return operationPrefix + d.productID + "/" + d.name }
+
+// answer returns the next answer to a device.
+func (c *client) answer(name string) string {
+	c.t.Helper()
+	answer, err := c.next(name, patience)
+	if err != nil {
+		c.t.Errorf("device %s: %v", name, err)
+	}
+	return answer
+}
+
+var errNoAnswer = errors.New("no answer came")
+
+func (c *client) next(name string, within time.Duration) (string, error) {
+	select {
+	case answer := <-c.on(device{product.ProductID, name}.resultTopic()):
+		return answer, nil
+	case <-time.After(within):
+		return "", errNoAnswer
+	}
+}
+
+// ask sends a message and returns the answer.
+func (c *client) ask(name, payload string) string {
+	c.t.Helper()
+	c.send(name, payload)
+	return c.answer(name)
+}
+
+// answered is what tests look at in an answer.
+type answered struct {
+	Result  int `json:"result"`
+	Payload struct {
+		Version int64 `json:"version"`
+	} `json:"payload"`
+	ClientToken json.RawMessage `json:"clientToken"`
+}
+
+func parse(t *testing.T, answer string) answered {
+	t.Helper()
+	var a answered
+	if err := json.Unmarshal([]byte(answer), &a); err != nil {
+		t.Errorf("the answer %q is no JSON: %v", answer, err)
+	}
+	return a
+}
+
+// hear subscribes to filters and returns what gives the topics on which messages
+// came, separated by spaces.
+func (c *client) hear(filters ...string) func() string {
+	c.t.Helper()
+	var mu sync.Mutex
+	var topics strings.Builder
+	for _, filter := range filters {
+		token := c.paho.Subscribe(filter, 1, func(_ paho.Client, m paho.Message) {
+			mu.Lock()
+			topics.WriteString(m.Topic() + " ")
+			mu.Unlock()
+			if strings.HasPrefix(m.Topic(), resultPrefix) {
+				c.receive(nil, m)
+			}
+		})
+		if !token.WaitTimeout(patience) {
+			c.t.Fatalf("subscribing to %s: no answer", filter)
+		}
+	}
+	return func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return topics.String()
+	}
+}
