@@ -63,9 +63,9 @@ func TestBadParametersV2(t *testing.T) {
 		{name: "SignatureMethod not known", spoil: map[string]string{"SignatureMethod": "HmacMD5"}, want: failureV2JSON(4100, "SignatureFailure", "authentication failed: SignatureMethod: must be HmacSHA1 or HmacSHA256")},
 		{name: "Token", spoil: map[string]string{"Token": "t"}, want: failureV2JSON(4105, "TokenFailure", "tokens are not supported: Token: temporary credentials are not supported")},
 		{name: "no Action", remove: "Action", want: missing("Action")},
-		{name: "Action not known", spoil: map[string]string{"Action": "DeleteTask"}, want: failureV2JSON(4000, "InvalidAction", "there is no such action: Action: this version has no such action")},
-		{name: "Action of V3", spoil: map[string]string{"Action": "DescribeTasks"}, want: failureV2JSON(4000, "InvalidAction", "there is no such action: Action: this version has no such action")},
-		{name: "Action in lower case", spoil: map[string]string{"Action": "createTask"}, want: failureV2JSON(4000, "InvalidAction", "there is no such action: Action: this version has no such action")},
+		{name: "Action not known", spoil: map[string]string{"Action": "DeleteTask"}, want: failureV2JSON(4000, "InvalidAction", `there is no such action: Action: "DeleteTask" is none of this version's`)},
+		{name: "Action of V3", spoil: map[string]string{"Action": "DescribeTasks"}, want: failureV2JSON(4000, "InvalidAction", `there is no such action: Action: "DescribeTasks" is none of this version's`)},
+		{name: "Action in lower case", spoil: map[string]string{"Action": "createTask"}, want: failureV2JSON(4000, "InvalidAction", `there is no such action: Action: "createTask" is none of this version's`)},
 
 		{name: "no taskType", remove: "taskType", want: missing("taskType")},
 		{name: "taskType empty", spoil: map[string]string{"taskType": ""}, want: illegal("taskType", "must be UpdateShadow or PublishMessage")},

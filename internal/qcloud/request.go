@@ -84,7 +84,7 @@ func (c *Call) Decode() (Request, error) {
 	case c.Action == "":
 		return nil, Errorf(KindMissingParameter, "Action", "is missing")
 	case !c.Known():
-		return nil, Errorf(KindUnknownAction, "Action", "this version has no such action")
+		return nil, Errorf(KindUnknownAction, "Action", "%.64q is none of this version's", c.Action)
 	}
 	call, err := c.fields()
 	if err != nil {

@@ -62,7 +62,7 @@ func TestJSONBody(t *testing.T) {
 		{"no Offset", "DescribeTasks", `{"Limit":1}`, nil, failureV3JSON("MissingParameter", "Offset: is missing")},
 		{"Offset negative", "DescribeTasks", `{"Offset":-1,"Limit":1}`, nil, failureV3JSON("InvalidParameterValue", "Offset: must be 0 to 2147483647")},
 		{"Limit too large", "DescribeTasks", `{"Offset":0,"Limit":251}`, nil, failureV3JSON("InvalidParameterValue", "Limit: must be 1 to 250")},
-		{"an action of V2", "ListTasks", "{}", nil, failureV3JSON("InvalidAction", "Action: this version has no such action")},
+		{"an action of V2", "ListTasks", "{}", nil, failureV3JSON("InvalidAction", `Action: "ListTasks" is none of this version's`)},
 		{"no action", "", "{}", nil, failureV3JSON("MissingParameter", "Action: is missing")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

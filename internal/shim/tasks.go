@@ -94,8 +94,8 @@ func (t tasks) describe(ctx context.Context, a account, request *qcloud.Describe
 }
 
 // list reads all tasks of the account, keeps of each the few fields that a list
-// tells, and returns a page. Pages are stable: of two tasks of one second the one
-// with the greater ID comes first, whoever asks.
+// tells, and returns a page. Creation times are whole seconds; within one, IDs tell
+// the age, and they make the order the same whoever asks.
 func (t tasks) list(ctx context.Context, a account, request *qcloud.ListTasks) (qcloud.Result, error) {
 	all, err := t.all(ctx, a.namespace)
 	if err != nil {

@@ -19,8 +19,10 @@ func TestNew(t *testing.T) {
 		}
 		seen[id] = true
 	}
-	if early, late := taskid.New(at), taskid.New(at.Add(time.Second)); early >= late {
-		t.Errorf("%q does not sort before %q, which is a second younger", early, late)
+	for _, later := range []time.Duration{time.Second, time.Millisecond, 999 * time.Millisecond} {
+		if early, late := taskid.New(at), taskid.New(at.Add(later)); early >= late {
+			t.Errorf("%q does not sort before %q, which is %s younger", early, late, later)
+		}
 	}
 }
 

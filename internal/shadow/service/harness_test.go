@@ -122,8 +122,13 @@ func connect(t *testing.T, url, id string, qos byte) *client {
 		}
 	})
 	c.paho = paho.NewClient(o)
-	c.paho.Connect()
+	connected := c.paho.Connect()
 	t.Cleanup(func() { c.paho.Disconnect(100) })
+	// Not only until OnConnect: paho sends again what it keeps after that, and would
+	// take what is published meanwhile for some of it.
+	if !connected.WaitTimeout(patience) {
+		t.Fatal("the devices did not connect")
+	}
 	select {
 	case <-subscribed:
 	case <-time.After(patience):
