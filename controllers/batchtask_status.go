@@ -25,7 +25,7 @@ const maxMessage = 1024
 
 // takeProgress copies what a run has counted.
 func (d *decision) takeProgress(p executor.Progress) {
-	d.status.Devices = v1alpha1.DeviceCounts{Matched: p.Matched, Succeeded: p.Succeeded, Failed: p.Failed}
+	d.status.Devices.Matched, d.status.Devices.Succeeded, d.status.Devices.Failed = p.Matched, p.Succeeded, p.Failed
 	d.status.Percent = percent(p.Succeeded, p.Matched)
 	d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor}
 	d.status.Failures = p.Failures

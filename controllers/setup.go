@@ -49,6 +49,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 			return fmt.Errorf("set up the %s controller: %w", name, err)
 		}
 	}
+	if err := mgr.Add(&Acknowledgements{Client: mgr.GetClient(), Store: parts.Store, Clock: clock.RealClock{}}); err != nil {
+		return fmt.Errorf("add what counts acknowledgements: %w", err)
+	}
 	return nil
 }
 

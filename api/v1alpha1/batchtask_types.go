@@ -246,6 +246,17 @@ type DeviceCounts struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Failed int64 `json:"failed"`
+
+	// acknowledged is how many devices have done what an UpdateShadow task wants of
+	// them: since the task changed its shadow, each has reported all that is desired of
+	// it, or cleared the desired state. It is brought up to date every few seconds while
+	// the task exists, also after it has finished, and never falls. A device that still
+	// owes something to another task does not count, nor does one whose shadow more than
+	// 16 other tasks have changed before it acknowledged. It takes the shadow service to
+	// learn of devices at all; 0 for PublishMessage.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Acknowledged int64 `json:"acknowledged,omitempty"`
 }
 
 // Checkpoint is where a restarted manager goes on: every device up to cursor has
@@ -293,6 +304,7 @@ type DeviceFailure struct {
 // +kubebuilder:printcolumn:name="Failed",type=integer,JSONPath=`.status.devices.failed`
 // +kubebuilder:printcolumn:name="Percent",type=integer,JSONPath=`.status.percent`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Acknowledged",type=integer,priority=1,JSONPath=`.status.devices.acknowledged`
 // +kubebuilder:printcolumn:name="Scheduled",type=date,priority=1,JSONPath=`.status.scheduleTime`
 // +kubebuilder:printcolumn:name="Completed",type=date,priority=1,JSONPath=`.status.completionTime`
 // +kubebuilder:printcolumn:name="Filter",type=string,priority=1,JSONPath=`.spec.deviceNameFilter`

@@ -73,6 +73,14 @@ type DeviceShadow struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:MaxLength=64
 	AppliedTasks []string `json:"appliedTasks,omitempty"`
+
+	// acknowledged is how many of appliedTasks, from the first, the device has
+	// acknowledged: after them it reported all that is desired of it, or cleared the
+	// desired state.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=16
+	Acknowledged int32 `json:"acknowledged,omitempty"`
 }
 
 // Device is one device of a product, with its shadow.

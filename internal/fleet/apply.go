@@ -28,11 +28,25 @@ type Shadow struct {
 	// AppliedTasks are the UIDs of the last tasks that changed the desired part, the
 	// newest last, at most [MaxAppliedTasks].
 	AppliedTasks []string
+	// Acknowledged is how many of AppliedTasks, from the first, the device has
+	// acknowledged.
+	Acknowledged int
+}
+
+// With returns the shadow with another document, by whomever it was changed. A
+// device of which nothing is desired that it has not reported has acknowledged all
+// tasks so far.
+func (s Shadow) With(doc *shadow.Document) Shadow {
+	s.Stored = doc.Stored()
+	if doc.Delta() == nil {
+		s.Acknowledged = len(s.AppliedTasks)
+	}
+	return s
 }
 
 // Equal reports whether both are the same to the letter.
 func (s Shadow) Equal(other Shadow) bool {
-	return s.Stored == other.Stored && slices.Equal(s.AppliedTasks, other.AppliedTasks)
+	return s.Stored == other.Stored && s.Acknowledged == other.Acknowledged && slices.Equal(s.AppliedTasks, other.AppliedTasks)
 }
 
 // Applied is what an update makes of a shadow.
@@ -70,11 +84,9 @@ func (u DesiredUpdate) Apply(s Shadow) (Applied, error) {
 		return Applied{}, deviceError(err)
 	}
 	tasks := append(slices.Clone(s.AppliedTasks), u.TaskUID)
-	return Applied{
-		Shadow: Shadow{Stored: doc.Stored(), AppliedTasks: tasks[max(0, len(tasks)-MaxAppliedTasks):]},
-		Write:  true,
-		Delta:  shadow.DeltaMessage(doc, u.Now.Unix()),
-	}, nil
+	forgotten := max(0, len(tasks)-MaxAppliedTasks)
+	next := Shadow{AppliedTasks: tasks[forgotten:], Acknowledged: min(max(0, s.Acknowledged-forgotten), len(tasks)-forgotten)}
+	return Applied{Shadow: next.With(doc), Write: true, Delta: shadow.DeltaMessage(doc, u.Now.Unix())}, nil
 }
 
 // deviceError gives an error of a merge its reason.

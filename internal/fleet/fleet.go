@@ -68,6 +68,11 @@ type Store interface {
 	// stored, or passing. After a passing error the shadow may have been written: the
 	// answer to a write can be lost.
 	ChangeShadow(ctx context.Context, p Product, name string, change func(Shadow) (Shadow, error)) error
+	// Acknowledged returns of each of these tasks, by UID, how many devices of the
+	// product have acknowledged it, as far as their shadows remember; see
+	// [Shadow.Acknowledged]. It is cheap: it does not look at each device. What was
+	// written a moment ago may be missing.
+	Acknowledged(ctx context.Context, p Product, taskUIDs []string) (map[string]int64, error)
 }
 
 // DesiredUpdate is a change to the desired part of shadows, made by a task.

@@ -75,12 +75,13 @@ func (s *suite) applyMerge() {
 					Version:  8, Timestamp: now.UnixMilli(),
 				},
 				AppliedTasks: []string{"task"},
+				Acknowledged: 1,
 			},
 		},
 		{
 			device: Device{Name: "all-deleted", Shadow: fleet.Shadow{Stored: shadow.Stored{Desired: `{"a":1}`, Metadata: `{"desired":{"a":` + old + `}}`, Version: 1, Timestamp: 1600000000000}}},
 			patch:  `{"a":null}`,
-			want:   fleet.Shadow{Stored: shadow.Stored{Version: 2, Timestamp: now.UnixMilli()}, AppliedTasks: []string{"task"}},
+			want:   fleet.Shadow{Stored: shadow.Stored{Version: 2, Timestamp: now.UnixMilli()}, AppliedTasks: []string{"task"}, Acknowledged: 1},
 		},
 	}
 	for _, tt := range tests {

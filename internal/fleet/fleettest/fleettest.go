@@ -79,6 +79,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		"Shadow/device gone":        (*suite).shadowGone,
 		"Shadow/concurrent writers": (*suite).shadowConcurrently,
 		"Shadow/ended context":      (*suite).shadowEnded,
+		"Acknowledged":              (*suite).acknowledged,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

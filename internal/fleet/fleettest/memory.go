@@ -124,6 +124,24 @@ func (m *Memory) ChangeShadow(ctx context.Context, p fleet.Product, name string,
 	}
 }
 
+// Acknowledged implements fleet.Store.
+func (m *Memory) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]int64, error) {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("counting acknowledgements: %w", ctx.Err())
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	counts := map[string]int64{}
+	for _, d := range m.products[p] {
+		for _, uid := range d.Shadow.AppliedTasks[:d.Shadow.Acknowledged] {
+			if slices.Contains(taskUIDs, uid) {
+				counts[uid]++
+			}
+		}
+	}
+	return counts, nil
+}
+
 func (m *Memory) swap(p fleet.Product, name string, was, is fleet.Shadow) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

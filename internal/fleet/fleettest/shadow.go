@@ -53,7 +53,7 @@ func (s *suite) report(reported string) func(fleet.Shadow) (fleet.Shadow, error)
 		if err := doc.Update(shadow.Update{Reported: patch}, now); err != nil {
 			return fleet.Shadow{}, err
 		}
-		return fleet.Shadow{Stored: doc.Stored(), AppliedTasks: was.AppliedTasks}, nil
+		return was.With(doc), nil
 	}
 }
 
@@ -63,7 +63,7 @@ func (s *suite) shadowRead() {
 			Reported: `{"n":12345678901234567890.10,"s":"<&>é\u2028"}`, Desired: `{"n":1}`, Metadata: `{"reported":{"n":` + old + `}}`,
 			Version: 9007199254740993, Timestamp: 1600000000000,
 		},
-		AppliedTasks: []string{"b", "a"},
+		AppliedTasks: []string{"b", "a"}, Acknowledged: 1,
 	}
 	s.create(Device{Name: "full", Shadow: full}, Device{Name: "empty"}, Device{Name: "off", Disabled: true, Shadow: full})
 	for name, want := range map[string]fleet.Shadow{"full": full, "empty": {}, "off": full} {

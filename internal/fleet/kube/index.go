@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"unique"
 
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -21,9 +22,14 @@ import (
 type index struct {
 	mu         sync.Mutex
 	namespaces map[string]*namespaceIndex
-	seen       uint64        // the highest resourceVersion of any event
-	changed    chan struct{} // closed at the next event; nil while nobody waits
+	seen       uint64 // the highest resourceVersion of any event
+	// acknowledged is how many devices have acknowledged each task.
+	acknowledged map[taskUID]int64
+	changed      chan struct{} // closed at the next event; nil while nobody waits
 }
+
+// taskUID is the UID of a task, which many devices share.
+type taskUID = unique.Handle[string]
 
 type namespaceIndex struct {
 	objects  map[string]*entry // by metadata.name
@@ -52,10 +58,12 @@ type entry struct {
 	created  int64  // Unix seconds
 	version  uint64 // metadata.resourceVersion
 	disabled bool
+	// acknowledged are the tasks that the device has acknowledged.
+	acknowledged []taskUID
 }
 
 func newIndex() *index {
-	return &index{namespaces: map[string]*namespaceIndex{}}
+	return &index{namespaces: map[string]*namespaceIndex{}, acknowledged: map[taskUID]int64{}}
 }
 
 var _ toolscache.ResourceEventHandler = (*index)(nil)
@@ -100,20 +108,65 @@ func (x *index) put(obj any) {
 	if known := namespace.objects[device.Name]; known != nil {
 		if known.uid == device.UID && known.disabled == device.Spec.Disabled &&
 			known.device == device.Spec.DeviceName && known.product.id == device.Spec.ProductID {
-			// Most updates are of the shadow and change nothing here.
+			// Most updates are of the shadow.
 			known.version = version
+			x.acknowledgeLocked(known, device)
 			return
 		}
-		namespace.remove(known)
+		x.removeLocked(namespace, known)
 	}
-	namespace.insert(&entry{
+	e := &entry{
 		object:   device.Name,
 		device:   device.Spec.DeviceName,
 		uid:      device.UID,
 		created:  device.CreationTimestamp.Unix(),
 		version:  version,
 		disabled: device.Spec.Disabled,
-	}, device.Spec.ProductID)
+	}
+	namespace.insert(e, device.Spec.ProductID)
+	x.acknowledgeLocked(e, device)
+}
+
+// acknowledgeLocked counts what a device has acknowledged, in the place of what was
+// counted of it before.
+func (x *index) acknowledgeLocked(e *entry, device *v1alpha1.Device) {
+	var now []taskUID
+	if s := acknowledgedAlone(device.Status.Shadow); s != nil {
+		now = make([]taskUID, len(s.AppliedTasks))
+		for i, uid := range s.AppliedTasks {
+			now[i] = unique.Make(uid)
+		}
+	}
+	if slices.Equal(e.acknowledged, now) {
+		return
+	}
+	for _, uid := range e.acknowledged {
+		if x.acknowledged[uid]--; x.acknowledged[uid] == 0 {
+			delete(x.acknowledged, uid)
+		}
+	}
+	for _, uid := range now {
+		x.acknowledged[uid]++
+	}
+	e.acknowledged = now
+}
+
+func (x *index) removeLocked(n *namespaceIndex, e *entry) {
+	x.acknowledgeLocked(e, &v1alpha1.Device{})
+	n.remove(e)
+}
+
+// acknowledgedBy returns how many devices have acknowledged each of these tasks.
+func (x *index) acknowledgedBy(taskUIDs []string) map[string]int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	counts := make(map[string]int64, len(taskUIDs))
+	for _, uid := range taskUIDs {
+		if n := x.acknowledged[unique.Make(uid)]; n > 0 {
+			counts[uid] = n
+		}
+	}
+	return counts
 }
 
 func (x *index) delete(namespaceName, object string, version uint64) {
@@ -126,7 +179,7 @@ func (x *index) delete(namespaceName, object string, version uint64) {
 		return
 	}
 	if known := namespace.objects[object]; known != nil {
-		namespace.remove(known)
+		x.removeLocked(namespace, known)
 	}
 	if len(namespace.objects) == 0 {
 		delete(x.namespaces, namespaceName)

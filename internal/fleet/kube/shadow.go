@@ -131,6 +131,7 @@ func stored(s *v1alpha1.DeviceShadow) fleet.Shadow {
 			Timestamp: s.Timestamp,
 		},
 		AppliedTasks: s.AppliedTasks,
+		Acknowledged: int(s.Acknowledged),
 	}
 }
 
@@ -143,5 +144,6 @@ func written(s fleet.Shadow) *v1alpha1.DeviceShadow {
 		Version:      s.Version,
 		Timestamp:    s.Timestamp,
 		AppliedTasks: s.AppliedTasks,
+		Acknowledged: int32(s.Acknowledged), //nolint:gosec // at most MaxAppliedTasks
 	}
 }

@@ -143,6 +143,14 @@ func (s *Store) Scan(ctx context.Context, q fleet.Query, limit int) (names []str
 	return names, false, nil
 }
 
+// Acknowledged implements [fleet.Store].
+func (s *Store) Acknowledged(_ context.Context, _ fleet.Product, taskUIDs []string) (map[string]int64, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	return s.index.acknowledgedBy(taskUIDs), nil
+}
+
 // within returns the part of sorted names that is inside the bounds of q.
 func within(names []string, q fleet.Query) []string {
 	if q.After != "" {

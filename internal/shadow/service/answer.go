@@ -87,7 +87,7 @@ func (s *Service) update(ctx context.Context, p fleet.Product, name string, m sh
 		if err := doc.Update(m.Update, s.clock.Now()); err != nil {
 			return fleet.Shadow{}, err
 		}
-		tried = fleet.Shadow{Stored: doc.Stored(), AppliedTasks: was.AppliedTasks}
+		tried = was.With(doc)
 		return tried, nil
 	}
 	err := s.retry(ctx, func() error { return s.store.ChangeShadow(ctx, p, name, change) })

@@ -1,0 +1,115 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+)
+
+// acknowledgedEvery is how often status.devices.acknowledged is brought up to date.
+const acknowledgedEvery = 3 * time.Second
+
+// Acknowledgements keeps status.devices.acknowledged of UpdateShadow tasks up to
+// date, on the leader, as long as the tasks exist. It is no part of the reconciler:
+// devices acknowledge long after their task has finished, and whenever they like, and
+// all of them together cost one write of a task in a while.
+//
+// The shadows hold what each device has acknowledged, and the store counts that, so
+// nothing is counted twice or lost by a crash. The count is only ever raised: a
+// device that is deleted, or whose shadow has forgotten the task, had acknowledged
+// it all the same.
+type Acknowledgements struct {
+	Client client.Client
+	Store  fleet.Store
+	Clock  clock.WithTicker
+}
+
+var _ manager.LeaderElectionRunnable = (*Acknowledgements)(nil)
+
+// NeedLeaderElection implements [manager.LeaderElectionRunnable].
+func (*Acknowledgements) NeedLeaderElection() bool { return true }
+
+// Start implements [manager.Runnable].
+func (a *Acknowledgements) Start(ctx context.Context) error {
+	tick := a.Clock.NewTicker(acknowledgedEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C():
+			if err := a.report(ctx); err != nil && ctx.Err() == nil {
+				logf.FromContext(ctx).Error(err, "Cannot bring the acknowledged devices of tasks up to date")
+			}
+		}
+	}
+}
+
+// report brings all tasks up to date.
+func (a *Acknowledgements) report(ctx context.Context) error {
+	var tasks v1alpha1.BatchTaskList
+	if err := a.Client.List(ctx, &tasks, client.UnsafeDisableDeepCopy); err != nil { // they are only read
+		return fmt.Errorf("list tasks: %w", err)
+	}
+	open := map[fleet.Product][]*v1alpha1.BatchTask{}
+	for i := range tasks.Items {
+		if task := &tasks.Items[i]; mayGrow(task) {
+			p := fleet.Product{Namespace: task.Namespace, ProductID: task.Spec.ProductID}
+			open[p] = append(open[p], task)
+		}
+	}
+	var errs []error
+	for p, tasks := range open {
+		errs = append(errs, a.reportProduct(ctx, p, tasks))
+	}
+	return errors.Join(errs...)
+}
+
+// mayGrow reports whether devices may yet acknowledge a task. A task that runs may
+// have changed more shadows than it has counted.
+func mayGrow(task *v1alpha1.BatchTask) bool {
+	if task.Spec.TaskType != v1alpha1.TaskTypeUpdateShadow || task.Status.StartTime == nil {
+		return false
+	}
+	return !task.Status.Phase.Finished() || task.Status.Devices.Acknowledged < task.Status.Devices.Matched
+}
+
+func (a *Acknowledgements) reportProduct(ctx context.Context, p fleet.Product, tasks []*v1alpha1.BatchTask) error {
+	uids := make([]string, len(tasks))
+	for i, task := range tasks {
+		uids[i] = string(task.UID)
+	}
+	counts, err := a.Store.Acknowledged(ctx, p, uids)
+	if err != nil {
+		return fmt.Errorf("count what the devices of product %s/%s have acknowledged: %w", p.Namespace, p.ProductID, err)
+	}
+	var errs []error
+	for i, task := range tasks {
+		if n := counts[uids[i]]; n > task.Status.Devices.Acknowledged {
+			errs = append(errs, a.write(ctx, task, n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// write sets the one field, whatever else of the status the reconciler writes at the
+// same time. It names the UID, for another task may have taken the name.
+func (a *Acknowledgements) write(ctx context.Context, task *v1alpha1.BatchTask, n int64) error {
+	target := &v1alpha1.BatchTask{}
+	target.Namespace, target.Name = task.Namespace, task.Name
+	patch := client.RawPatch(client.Merge.Type(), fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"devices":{"acknowledged":%d}}}`, task.UID, n))
+	if err := a.Client.Status().Patch(ctx, target, patch); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return err
+	}
+	return nil // gone, or another one of the name
+}
