@@ -121,9 +121,15 @@ func TestStormAtTheAPIServer(t *testing.T) {
 	env := testenv.Start(t)
 	broker := mqtttest.StartMosquitto(t)
 	p := fleet.Product{Namespace: env.Namespace(t), ProductID: product.ProductID}
-	if err := env.Client.Create(t.Context(), testobj.Product("p").In(p.Namespace).Obj()); err != nil {
+	owner := testobj.Product("p").In(p.Namespace).Obj()
+	if err := env.Client.Create(t.Context(), owner); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := env.Client.Delete(context.Background(), owner); err != nil {
+			t.Errorf("deleting the product: %v", err)
+		}
+	})
 	var names []string
 	for i := range 20 {
 		names = append(names, fmt.Sprint("d", i))
@@ -241,7 +247,11 @@ func TestRestarts(t *testing.T) {
 func (c *client) insist(name string, token int, payload string) {
 	deadline := time.Now().Add(2 * patience)
 	for time.Now().Before(deadline) {
-		c.send(name, payload)
+		published := c.current().Publish(device{product.ProductID, name}.topic(), c.qos, false, payload)
+		if !published.WaitTimeout(3*time.Second) || published.Error() != nil {
+			<-time.After(20 * time.Millisecond) // the connection is being made anew
+			continue
+		}
 		for {
 			answer, err := c.next(name, 3*time.Second)
 			if err != nil {
