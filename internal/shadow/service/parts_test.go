@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"batchtask.dev/operator/internal/shadow"
 )
 
 func TestParseTopic(t *testing.T) {
@@ -181,6 +183,37 @@ func TestQueueFull(t *testing.T) {
 	}
 	q.done(<-q.ready)
 	<-q.empty
+}
+
+// What is far too large takes the room of many, so that memory is bounded.
+func TestQueueOfLargeMessages(t *testing.T) {
+	d := device{"P", "d"}
+	q := newQueue(10)
+	large := job{bytes: 8*shadow.MaxMessageBytes + 1} // nine slots
+	if !q.put(d, large, nil) || !q.put(d, job{bytes: 100}, nil) {
+		t.Fatal("no room for a large message and a small one")
+	}
+	lost := make(chan struct{})
+	close(lost)
+	if q.put(d, job{}, lost) || q.put(d, large, lost) {
+		t.Error("room for more")
+	}
+	q.done(<-q.ready)
+	if len(q.slots) != 1 {
+		t.Errorf("%d slots are taken by a small message, want 1", len(q.slots))
+	}
+	for q.held() > 0 {
+		q.done(<-q.ready)
+	}
+	if !q.put(d, job{bytes: 1 << 30}, nil) || len(q.slots) != 10 {
+		t.Errorf("a message larger than the queue takes %d slots, want all ten", len(q.slots))
+	}
+	q.close()
+	q.done(<-q.ready)
+	<-q.empty
+	if len(q.slots) != 0 {
+		t.Errorf("%d slots are taken at the end", len(q.slots))
+	}
 }
 
 func TestOptions(t *testing.T) {

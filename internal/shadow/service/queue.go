@@ -1,12 +1,18 @@
 package service
 
-import "sync"
+import (
+	"sync"
+
+	"batchtask.dev/operator/internal/shadow"
+)
 
 // queue holds jobs until they are done: those of one device in the order in which
-// they came, and those of different devices side by side. It holds a bounded number,
-// those that are being worked on included.
+// they came, and those of different devices side by side. Number and size of what it
+// holds are bounded, what is being worked on included.
 type queue struct {
-	slots chan struct{} // one element for each job held
+	// slots has one element for each job held, and more for a job that is larger than
+	// any message should be.
+	slots chan struct{}
 	// ready has the lines whose first job waits for a worker. There are no more lines
 	// than jobs, so sending to it never blocks.
 	ready   chan *line
@@ -15,6 +21,7 @@ type queue struct {
 
 	mu     sync.Mutex
 	lines  map[device]*line
+	jobs   int
 	closed bool
 }
 
@@ -32,25 +39,31 @@ func newQueue(length int) *queue {
 }
 
 // put adds a job, and waits while the queue is full. False says that it was not
-// added: the queue was closed, or giveUp was.
+// added: the queue was closed, or giveUp was. It must not be called twice at once.
 func (q *queue) put(d device, j job, giveUp <-chan struct{}) bool {
-	select {
-	case q.slots <- struct{}{}:
-	default:
+	for taken := range q.weight(j) {
+		select {
+		case q.slots <- struct{}{}:
+			continue
+		default:
+		}
 		select {
 		case q.slots <- struct{}{}:
 		case <-q.closing:
+			q.free(taken)
 			return false
 		case <-giveUp:
+			q.free(taken)
 			return false
 		}
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		q.freeLocked()
+		q.free(q.weight(j))
 		return false
 	}
+	q.jobs++
 	if l := q.lines[d]; l != nil {
 		l.jobs = append(l.jobs, j)
 		return true
@@ -59,6 +72,15 @@ func (q *queue) put(d device, j job, giveUp <-chan struct{}) bool {
 	q.lines[d] = l
 	q.ready <- l
 	return true
+}
+
+// weight is how many slots a job takes.
+func (q *queue) weight(j job) int { return min(1+j.bytes/shadow.MaxMessageBytes, cap(q.slots)) }
+
+func (q *queue) free(slots int) {
+	for range slots {
+		<-q.slots
+	}
 }
 
 // first returns the first job of a line that was taken from ready.
@@ -73,19 +95,16 @@ func (q *queue) first(l *line) job {
 func (q *queue) done(l *line) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.free(q.weight(l.jobs[0]))
 	l.jobs[0] = job{}
 	if l.jobs = l.jobs[1:]; len(l.jobs) == 0 {
 		delete(q.lines, l.device)
 	} else {
 		q.ready <- l
 	}
-	q.freeLocked()
-}
-
-func (q *queue) freeLocked() {
-	<-q.slots
-	if q.closed && len(q.slots) == 0 {
-		q.emptyLocked()
+	q.jobs--
+	if q.closed && q.jobs == 0 {
+		close(q.empty)
 	}
 }
 
@@ -98,18 +117,14 @@ func (q *queue) close() {
 	}
 	q.closed = true
 	close(q.closing)
-	if len(q.slots) == 0 {
-		q.emptyLocked()
-	}
-}
-
-func (q *queue) emptyLocked() {
-	select {
-	case <-q.empty:
-	default:
+	if q.jobs == 0 {
 		close(q.empty)
 	}
 }
 
 // held is how many jobs the queue holds.
-func (q *queue) held() int { return len(q.slots) }
+func (q *queue) held() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.jobs
+}

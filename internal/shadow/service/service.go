@@ -59,7 +59,8 @@ type Options struct {
 	// Workers is how many messages are carried out at the same time, at least 1. 16.
 	Workers int
 	// QueueLength is how many messages may be held, at least 1; while there are so many,
-	// nothing more is read from the broker. 1000.
+	// nothing more is read from the broker. A message that is too large takes the room of
+	// several, so that this bounds memory too. 1000.
 	QueueLength int
 	// Rate and Burst are how many messages a second a device may send, and how many at
 	// once. What is over that is dropped. 30 and 60.
@@ -137,6 +138,7 @@ type Service struct {
 // job is a message of a device.
 type job struct {
 	message *mqtt.Inbound
+	bytes   int // of the payload
 	arrived time.Time
 }
 
@@ -217,8 +219,8 @@ func (s *Service) receive(m *mqtt.Inbound) {
 		reason = dropRate
 	default:
 		// What is not taken is not acknowledged either.
-		if s.queue.put(d, job{m, now}, m.Lost()) {
-			s.metrics.queueDepth.Set(float64(s.queue.held()))
+		if s.queue.put(d, job{m, len(m.Payload()), now}, m.Lost()) {
+			s.metrics.queueDepth.Inc()
 		}
 		return
 	}
@@ -235,7 +237,7 @@ func (s *Service) work(ctx context.Context) {
 		case l := <-s.queue.ready:
 			s.carryOut(ctx, l.device, s.queue.first(l))
 			s.queue.done(l)
-			s.metrics.queueDepth.Set(float64(s.queue.held()))
+			s.metrics.queueDepth.Dec()
 		}
 	}
 }

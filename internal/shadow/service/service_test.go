@@ -173,7 +173,7 @@ func TestWrongMessages(t *testing.T) {
 func TestRetained(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
 	c := connect(t, broker.URL(), "devices", 1)
-	if token := c.paho.Publish(device{product.ProductID, "d"}.topic(), 1, true, `{"type":"get"}`); !token.WaitTimeout(patience) || token.Error() != nil {
+	if token := c.current().Publish(device{product.ProductID, "d"}.topic(), 1, true, `{"type":"get"}`); !token.WaitTimeout(patience) || token.Error() != nil {
 		t.Fatal(token.Error())
 	}
 	s := start(t, broker.URL(), memory(t, "d"), Options{})

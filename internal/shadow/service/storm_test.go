@@ -125,8 +125,11 @@ func TestStormAtTheAPIServer(t *testing.T) {
 	if err := env.Client.Create(t.Context(), owner); err != nil {
 		t.Fatal(err)
 	}
-	// So that the ID is free again for another run of the test.
-	t.Cleanup(func() { _ = env.Client.Delete(context.Background(), owner) })
+	t.Cleanup(func() {
+		if err := env.Client.Delete(context.Background(), owner); err != nil {
+			t.Errorf("deleting the product: %v", err)
+		}
+	})
 	var names []string
 	for i := range 20 {
 		names = append(names, fmt.Sprint("d", i))
@@ -244,8 +247,11 @@ func TestRestarts(t *testing.T) {
 func (c *client) insist(name string, token int, payload string) {
 	deadline := time.Now().Add(2 * patience)
 	for time.Now().Before(deadline) {
-		// An error is as good as no answer: the broker may be away.
-		c.paho.Publish(device{product.ProductID, name}.topic(), c.qos, false, payload).WaitTimeout(3 * time.Second)
+		published := c.current().Publish(device{product.ProductID, name}.topic(), c.qos, false, payload)
+		if !published.WaitTimeout(3*time.Second) || published.Error() != nil {
+			<-time.After(20 * time.Millisecond) // the connection is being made anew
+			continue
+		}
 		for {
 			answer, err := c.next(name, 3*time.Second)
 			if err != nil {
