@@ -105,10 +105,19 @@ func (r *run) countRest() bool {
 	// Devices that feed took in while the deadline passed.
 	r.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
 	r.mu.Unlock()
-	return r.persistIn(r.life, "counting the devices that were not reached", func(ctx context.Context) error {
+	const doing = "counting the devices that were not reached"
+	if !r.persistIn(r.life, doing, func(ctx context.Context) error {
 		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
 			return err
 		}
+		return r.openResults(ctx)
+	}) {
+		return false
+	}
+	if results := r.keptIn(); results != nil {
+		return r.recordRest(results)
+	}
+	return r.persistIn(r.life, doing, func(ctx context.Context) error {
 		names, more, err := r.exec.store.Scan(ctx, r.query(r.at), MaxFailures)
 		if err != nil {
 			return err

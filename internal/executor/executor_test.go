@@ -46,8 +46,13 @@ type rig struct {
 // bubble runs a test in a bubble whose clock advances when everything waits.
 func bubble(t *testing.T, n, window int, test func(t *testing.T, r *rig)) {
 	t.Helper()
+	bubbleOf(t, newDevices(n), window, test)
+}
+
+func bubbleOf(t *testing.T, d *devices, window int, test func(t *testing.T, r *rig)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t.Context(), newDevices(n), newBroker(), window)
+		r := newRig(t.Context(), d, newBroker(), window)
 		go r.broker.serve()
 		go r.reconcile()
 		test(t, r)
@@ -66,7 +71,11 @@ func newRig(ctx context.Context, d *devices, b *broker, window int) *rig {
 		r.news <- n
 		r.saves <- n
 	}
-	r.Executor = New(ctx, d, b, notify, Options{Window: window, Log: logr.Discard()})
+	var store fleet.Store = d
+	if d.results != nil {
+		store = keeper{d}
+	}
+	r.Executor = New(ctx, store, b, notify, Options{Window: window, Log: logr.Discard()})
 	return r
 }
 

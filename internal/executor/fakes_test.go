@@ -24,6 +24,8 @@ type devices struct {
 	// scanFaults is how many calls of Scan fail before one succeeds.
 	scanFaults int
 	applied    map[string]int
+	// results keeps the results of devices; nil for a fleet that does not.
+	results *recorder
 }
 
 func newDevices(n int) *devices {

@@ -43,6 +43,11 @@ type run struct {
 	dirty    bool   // there is progress nobody has been told of
 	told     uint64 // the tracker's head when somebody was last told
 
+	recording sync.Mutex    // held by who records results
+	results   fleet.Results // where they are kept; nil for nowhere
+	safe      Progress      // what has been recorded
+	toRecord  chan struct{} // has room for one signal: there is something to tell of
+
 	dead    atomic.Bool   // nobody waits for results any more
 	settled chan struct{} // has room for one signal: there is room, or nothing is left
 
@@ -60,9 +65,9 @@ func newRun(e *Executor, task Task) *run {
 	r := &run{
 		exec: e, task: task, share: e.window.join(), matched: task.Matched,
 		tracker: newTracker(e.opts.ResendLimit, task.After, task.Succeeded, task.Failed, task.Failures),
-		settled: make(chan struct{}, 1), at: task.After, read: task.After,
+		settled: make(chan struct{}, 1), toRecord: make(chan struct{}, 1), at: task.After, read: task.After,
 	}
-	r.resetBackoff()
+	r.backoff = newBackoff()
 	life, cancel := context.WithCancel(e.ctx)
 	r.life = life
 	r.abandon = func() {
@@ -76,18 +81,18 @@ func newRun(e *Executor, task Task) *run {
 // loop is the run from beginning to end.
 func (r *run) loop() {
 	defer r.stopFeed()
-	pulsing := make(chan struct{})
-	go func() {
-		defer close(pulsing)
-		r.pulse()
-	}()
+	var beside sync.WaitGroup
+	fed := make(chan struct{})
+	beside.Go(r.pulse)
+	beside.Go(func() { r.keepRecording(fed) })
 
 	served := r.prepare() && r.feed()
 	outcome := r.conclude(served)
 
 	r.stopFeed()
-	<-pulsing
-	if outcome == OutcomeNone {
+	close(fed)
+	beside.Wait()
+	if outcome == OutcomeNone || !r.record(r.life) {
 		return // abandoned, or the process is ending
 	}
 	r.mu.Lock()
@@ -104,6 +109,9 @@ func (r *run) loop() {
 func (r *run) prepare() bool {
 	return r.persist("reading the devices", func(ctx context.Context) error {
 		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
+			return err
+		}
+		if err := r.openResults(ctx); err != nil {
 			return err
 		}
 		if r.task.Matched > 0 || r.task.After != "" {
@@ -240,7 +248,7 @@ func (r *run) updateShadows(batch []uint64) {
 		r.retryAt = r.exec.opts.Clock.Now().Add(r.backoff.Step())
 		r.report("updating shadows", passing)
 	} else {
-		r.resetBackoff()
+		r.backoff = newBackoff()
 		r.report("", nil)
 	}
 	r.publish(deliveries)
@@ -281,30 +289,30 @@ func (r *run) landed(seq uint64, res result, reason, message string) {
 	r.share.release(1)
 	r.mu.Lock()
 	r.inFlight--
-	tell := res != pending && r.record(seq, res, reason, message)
+	tell := res != pending && r.take(seq, res, reason, message)
 	wake := r.wanted()
 	r.mu.Unlock()
 	if wake {
 		r.signal()
 	}
 	if tell {
-		r.exec.notify(r.task.NamespacedName)
+		r.tell()
 	}
 }
 
-// settle records the result of a device that needs no message.
+// settle takes the result of a device that needs no message.
 func (r *run) settle(seq uint64, res result, reason, message string) {
 	r.mu.Lock()
-	tell := r.record(seq, res, reason, message)
+	tell := r.take(seq, res, reason, message)
 	r.mu.Unlock()
 	if tell {
-		r.exec.notify(r.task.NamespacedName)
+		r.tell()
 	}
 }
 
-// record settles a device. It reports whether so much has come since the last time
+// take settles a device. It reports whether so much has come since the last time
 // that a checkpoint should be written now, before the run has to wait for it.
-func (r *run) record(seq uint64, res result, reason, message string) (tell bool) {
+func (r *run) take(seq uint64, res result, reason, message string) (tell bool) {
 	if !r.tracker.settle(seq, res, reason, message) {
 		return false
 	}
@@ -350,7 +358,7 @@ func (r *run) pulse() {
 		select {
 		case <-tick.C():
 			if r.takeNews() {
-				r.exec.notify(r.task.NamespacedName)
+				r.tell()
 			}
 		case <-deadline.C():
 			r.expire()
@@ -376,10 +384,21 @@ func (r *run) takeNews() bool {
 	return news
 }
 
-// progress is a snapshot for the reconciler.
+// progress is what the reconciler may write.
 func (r *run) progress() Progress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.results == nil {
+		return r.snapshotLocked()
+	}
+	p := r.safe
+	p.Matched = max(r.matched, p.Succeeded+p.Failed)
+	p.Outcome, p.Trouble = r.outcome, r.trouble
+	return p
+}
+
+// snapshotLocked is how far the run has come.
+func (r *run) snapshotLocked() Progress {
 	return Progress{
 		Cursor: r.tracker.cursor, Mark: r.tracker.head, Matched: max(r.matched, r.tracker.succeeded+r.tracker.failed),
 		Succeeded: r.tracker.succeeded, Failed: r.tracker.failed,
@@ -394,18 +413,20 @@ func (r *run) persist(doing string, do func(context.Context) error) bool {
 }
 
 func (r *run) persistIn(ctx context.Context, doing string, do func(context.Context) error) bool {
-	for ctx.Err() == nil {
+	backoff := newBackoff()
+	for failed := false; ctx.Err() == nil; failed = true {
 		err := do(ctx)
 		if err == nil {
-			r.resetBackoff()
-			r.report("", nil)
+			if failed {
+				r.report("", nil)
+			}
 			return true
 		}
 		if ctx.Err() != nil {
 			return false
 		}
 		r.report(doing, err)
-		timer := r.exec.opts.Clock.NewTimer(r.backoff.Step())
+		timer := r.exec.opts.Clock.NewTimer(backoff.Step())
 		select {
 		case <-timer.C():
 		case <-ctx.Done():
@@ -429,8 +450,8 @@ func (r *run) report(doing string, err error) {
 	}
 }
 
-func (r *run) resetBackoff() {
-	r.backoff = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 50, Cap: 5 * time.Second}
+func newBackoff() wait.Backoff {
+	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 50, Cap: 5 * time.Second}
 }
 
 func (r *run) query(after string) fleet.Query {

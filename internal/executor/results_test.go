@@ -1,0 +1,226 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/mqtt"
+)
+
+// keeper is a fleet that keeps results.
+type keeper struct{ *devices }
+
+var _ fleet.ResultsKeeper = keeper{}
+
+func (k keeper) ResultsOf(context.Context, fleet.Product) (fleet.Results, error) {
+	return k.results, k.results.fault()
+}
+
+// recorder keeps the results of one task in memory. It fails now and then.
+type recorder struct {
+	mu      sync.Mutex
+	results map[string]string // by device: "", or the reason of the failure
+	most    string            // the greatest name of any range
+	faults  int               // how many of the next calls fail
+	late    time.Duration     // how long a call takes
+}
+
+func (r *recorder) fault() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.faults > 0 {
+		r.faults--
+		return errors.New("the database is away")
+	}
+	return nil
+}
+
+func (r *recorder) Record(_ context.Context, _ string, _ fleet.Product, part fleet.ResultRange) error {
+	<-time.After(r.late)
+	if err := r.fault(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(part.After, part.Upto)
+	for _, name := range part.Succeeded {
+		r.results[name] = ""
+	}
+	for _, f := range part.Failed {
+		r.results[f.Name] = f.Reason
+	}
+	r.most = max(r.most, part.Upto)
+	return nil
+}
+
+func (r *recorder) Truncate(_ context.Context, _, after string) error {
+	if err := r.fault(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(after, "\xff")
+	r.most = after
+	return nil
+}
+
+func (r *recorder) remove(after, upto string) {
+	maps.DeleteFunc(r.results, func(name, _ string) bool { return name > after && name <= upto })
+}
+
+func (r *recorder) upto() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.most
+}
+
+// counts returns how many have succeeded, and how many failed for each reason.
+func (r *recorder) counts() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	counts := map[string]int{}
+	for _, reason := range r.results {
+		counts[reason]++
+	}
+	return counts
+}
+
+func keeping(n int) *devices {
+	d := newDevices(n)
+	d.results = &recorder{results: map[string]string{}}
+	return d
+}
+
+// Every device has its result, and none counts before that is recorded.
+func TestResultsAreRecorded(t *testing.T) {
+	d := keeping(3000)
+	d.results.late, d.results.faults = 3*time.Millisecond, 2
+	bubbleOf(t, d, 64, func(t *testing.T, r *rig) {
+		task := publishTask("a", ".*")
+		r.broker.result = func(topic string) error {
+			if topic == topicOf(7) || topic == topicOf(2999) {
+				return mqtt.ErrRejected
+			}
+			return nil
+		}
+		r.Ensure(task)
+		for ended := false; !ended; {
+			p, ok := r.Progress(task.NamespacedName, task.UID)
+			if !ok {
+				t.Fatal("the task has no run")
+			}
+			if recorded := d.results.upto(); p.Cursor > recorded {
+				t.Fatalf("devices count up to %q, and results are recorded up to %q", p.Cursor, recorded)
+			}
+			if p.Succeeded == 1000 {
+				d.results.mu.Lock()
+				d.results.faults = 3
+				d.results.mu.Unlock()
+			}
+			if ended = p.Outcome != OutcomeNone; !ended {
+				pass(time.Millisecond)
+			}
+		}
+		got, _ := r.Progress(task.NamespacedName, task.UID)
+		if got.Succeeded != 2998 || got.Failed != 2 || got.Outcome != OutcomeServed {
+			t.Errorf("progress %+v", got)
+		}
+		if diff := cmp.Diff(map[string]int{"": 2998, v1alpha1.ReasonPublishRejected: 2}, d.results.counts()); diff != "" {
+			t.Errorf("results (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A run that is resumed from whatever checkpoint was written leaves each device one
+// result, whatever was recorded after that checkpoint.
+func TestResultsAfterACrash(t *testing.T) {
+	d := keeping(1500)
+	var saved Progress
+	task := publishTask("a", ".*")
+	for crash := 1; ; crash++ {
+		done := false
+		bubbleOf(t, d, 32, func(t *testing.T, r *rig) {
+			r.broker.pace = 100 * time.Microsecond
+			task.After, task.Matched, task.Succeeded, task.Failed, task.Failures = saved.Cursor, saved.Matched, saved.Succeeded, saved.Failed, saved.Failures
+			task.Deadline = time.Now().Add(time.Hour)
+			r.Ensure(task)
+			pass(time.Duration(crash) * 7 * time.Millisecond)
+			p, _ := r.Progress(task.NamespacedName, task.UID)
+			if done = p.Outcome != OutcomeNone; done {
+				saved = p
+			} else if last := r.lastSaved(task.NamespacedName); last.Cursor > saved.Cursor {
+				saved = last
+			}
+		})
+		if done {
+			break
+		}
+	}
+	if saved.Succeeded != 1500 || saved.Failed != 0 {
+		t.Errorf("progress %+v", saved)
+	}
+	if diff := cmp.Diff(map[string]int{"": 1500}, d.results.counts()); diff != "" {
+		t.Errorf("results (-want +got):\n%s", diff)
+	}
+}
+
+// Devices that the deadline has left over, and those that no page had reached, each
+// have a result that says so.
+func TestResultsAtTheDeadline(t *testing.T) {
+	d := keeping(12_000) // more than two pages are left over
+	bubbleOf(t, d, 100, func(t *testing.T, r *rig) {
+		r.broker.result = func(topic string) error {
+			for seq := range uint64(40) {
+				if topic == topicOf(seq) {
+					return nil
+				}
+			}
+			return errHold
+		}
+		task := publishTask("a", ".*")
+		task.Deadline = time.Now().Add(time.Minute)
+		r.Ensure(task)
+		got := r.ended(t, task)
+		if got.Succeeded != 40 || got.Failed != 11_960 || got.Matched != 12_000 || got.Outcome != OutcomeExpired || len(got.Failures) != MaxFailures {
+			t.Errorf("progress %+v", got)
+		}
+		if diff := cmp.Diff(map[string]int{"": 40, v1alpha1.ReasonDeadlineExceeded: 11_960}, d.results.counts()); diff != "" {
+			t.Errorf("results (-want +got):\n%s", diff)
+		}
+		r.broker.abandonHeld()
+	})
+}
+
+// A cancelled run records what was served above the watermark too.
+func TestResultsOfACancelledTask(t *testing.T) {
+	d := keeping(500)
+	bubbleOf(t, d, 50, func(t *testing.T, r *rig) {
+		r.broker.result = func(topic string) error {
+			if topic == topicOf(3) {
+				return errHold
+			}
+			return nil
+		}
+		task := publishTask("a", ".*")
+		r.Ensure(task)
+		pass(2 * time.Second)
+		r.Cancel(task.NamespacedName, task.UID)
+		got := r.ended(t, task)
+		if got.Outcome != OutcomeCancelled || got.Succeeded == 0 {
+			t.Errorf("progress %+v", got)
+		}
+		if diff := cmp.Diff(map[string]int{"": int(got.Succeeded)}, d.results.counts()); diff != "" {
+			t.Errorf("results (-want +got):\n%s", diff)
+		}
+		r.broker.abandonHeld()
+	})
+}
+

@@ -1,0 +1,53 @@
+package fleet
+
+import (
+	"context"
+	"time"
+)
+
+// Failure is a device that failed for good in a task.
+type Failure struct {
+	// Name is the name of the device.
+	Name string
+	// Reason is one word for programs, such as those of [DeviceError].
+	Reason string
+	// Message is a sentence for people.
+	Message string
+}
+
+// ResultRange is what became of the devices of a task in a range of names. A device
+// in the range that is in neither list has no result: it was deleted, or did not
+// match.
+type ResultRange struct {
+	// After is the exclusive lower bound; "" is from the start.
+	After string
+	// Upto is the inclusive upper bound; "" is to the end.
+	Upto string
+	// Succeeded are the names of the devices that have succeeded, in any order.
+	Succeeded []string
+	// Failed are the devices that have failed, in any order.
+	Failed []Failure
+	// At is the time of the results, kept to the millisecond.
+	At time.Time
+}
+
+// Results is where the result of each device of a task is kept. Tasks are known by
+// their UID. What was recorded last for a name counts, so results may be recorded
+// again, and by a task that was resumed further back than it had recorded. Errors are
+// passing.
+type Results interface {
+	// Record keeps the results of a range of names, in the place of all that was
+	// recorded for names within it.
+	Record(ctx context.Context, taskUID string, p Product, results ResultRange) error
+	// Truncate removes the results of all names after the given one: a task that is
+	// resumed after that name has none of them yet.
+	Truncate(ctx context.Context, taskUID, after string) error
+}
+
+// ResultsKeeper is a Store that can tell where results are kept.
+type ResultsKeeper interface {
+	Store
+	// ResultsOf returns where the results of a product's tasks are kept; nil for
+	// nowhere. An error is passing.
+	ResultsOf(ctx context.Context, p Product) (Results, error)
+}
