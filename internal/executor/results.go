@@ -7,20 +7,23 @@ import (
 	"batchtask.dev/operator/internal/fleet"
 )
 
-// Where the fleet keeps the result of each device, a run records it there before it
-// lets anybody know of a checkpoint that counts the device:
+// Where the fleet keeps the result of each device, what is recorded there is the
+// checkpoint:
 //
 //	result ─▶ watermark ─▶ record ─▶ progress ─▶ status
 //
-// So whatever is counted in a status can be found. A crash between record and status
-// leaves results of devices that the resumed task serves again; it removes them first.
+// A run is no further ahead of what is recorded than its resend limit, and a resumed
+// one goes on where the records end, whatever the status says. So the status may be
+// a second old without a device being served twice for it, and the speed of a task
+// is not that of the API server. The status never counts what is not recorded.
 
 // restPage is how many devices that the deadline has left without a result are
 // recorded at once.
 const restPage = 5000
 
-// openResults finds out where results are kept, and removes those of devices that
-// are about to be served again.
+// openResults finds out where results are kept, and goes on where those end that
+// have been recorded. The status is ahead of them only where somebody has removed
+// some; then it counts. It is called before any device is taken in.
 func (r *run) openResults(ctx context.Context) error {
 	keeper, ok := r.exec.store.(fleet.ResultsKeeper)
 	if !ok || r.keptIn() != nil {
@@ -30,13 +33,26 @@ func (r *run) openResults(ctx context.Context) error {
 	if err != nil || results == nil {
 		return err
 	}
-	if err := results.Truncate(ctx, string(r.task.UID), r.task.After); err != nil {
+	totals, err := results.Totals(ctx, string(r.task.UID), MaxFailures)
+	if err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if totals.Upto > r.task.After {
+		r.task.After, r.at, r.read = totals.Upto, totals.Upto, totals.Upto
+		r.tracker.resume(totals)
+	}
 	r.results, r.safe = results, r.snapshotLocked()
 	return nil
+}
+
+// resume begins after what has been recorded. The tracker must be empty.
+func (t *tracker) resume(totals fleet.ResultTotals) {
+	t.cursor, t.succeeded, t.failed, t.failures = totals.Upto, totals.Succeeded, totals.Failed, nil
+	for _, f := range totals.FirstFailed {
+		t.failures = append(t.failures, v1alpha1.DeviceFailure{DeviceName: f.Name, Reason: f.Reason, Message: f.Message})
+	}
 }
 
 // keptIn returns where results are kept; nil for nowhere.
@@ -46,8 +62,9 @@ func (r *run) keptIn() fleet.Results {
 	return r.results
 }
 
-// tell lets the reconciler know that there is progress; results come first.
-func (r *run) tell() {
+// checkpoint asks for what the watermark has passed to be kept before the run has to
+// wait for that: recorded or, where results are not kept, written to the status.
+func (r *run) checkpoint() {
 	if r.keptIn() == nil {
 		r.exec.notify(r.task.NamespacedName)
 		return
@@ -58,14 +75,12 @@ func (r *run) tell() {
 	}
 }
 
-// keepRecording records results whenever there are some to tell of, until done.
+// keepRecording records results whenever that is asked for, until done.
 func (r *run) keepRecording(done <-chan struct{}) {
 	for {
 		select {
 		case <-r.toRecord:
-			if r.record(r.life) {
-				r.exec.notify(r.task.NamespacedName)
-			}
+			r.record(r.life)
 		case <-done:
 			return
 		}
@@ -90,8 +105,13 @@ func (r *run) record(ctx context.Context) bool {
 		return false
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.safe = next
+	r.tracker.save(next.Mark)
+	wake := r.wanted()
+	r.mu.Unlock()
+	if wake {
+		r.signal()
+	}
 	return true
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -61,15 +62,24 @@ func (r *recorder) Record(_ context.Context, _ string, _ fleet.Product, part fle
 	return nil
 }
 
-func (r *recorder) Truncate(_ context.Context, _, after string) error {
+func (r *recorder) Totals(_ context.Context, _ string, failures int) (fleet.ResultTotals, error) {
 	if err := r.fault(); err != nil {
-		return err
+		return fleet.ResultTotals{}, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.remove(after, "\xff")
-	r.most = after
-	return nil
+	totals := fleet.ResultTotals{Upto: r.most}
+	for _, name := range slices.Sorted(maps.Keys(r.results)) {
+		reason := r.results[name]
+		if reason == "" {
+			totals.Succeeded++
+			continue
+		}
+		if totals.Failed++; len(totals.FirstFailed) < failures {
+			totals.FirstFailed = append(totals.FirstFailed, fleet.Failure{Name: name, Reason: reason})
+		}
+	}
+	return totals, nil
 }
 
 func (r *recorder) remove(after, upto string) {
@@ -139,36 +149,51 @@ func TestResultsAreRecorded(t *testing.T) {
 	})
 }
 
-// A run that is resumed from whatever checkpoint was written leaves each device one
-// result, whatever was recorded after that checkpoint.
+// A run that is resumed goes on where the records end, however old the status is:
+// each device has one result, and a crash serves no more than a window of devices
+// twice though the status is written only once a second.
 func TestResultsAfterACrash(t *testing.T) {
-	d := keeping(1500)
+	const devices, window = 1500, 32
+	d := keeping(devices)
+	d.results.late = time.Millisecond
 	var saved Progress
+	crashes, messages := 0, 0
 	task := publishTask("a", ".*")
-	for crash := 1; ; crash++ {
+	for ; ; crashes++ {
 		done := false
 		bubbleOf(t, d, 32, func(t *testing.T, r *rig) {
 			r.broker.pace = 100 * time.Microsecond
+			r.broker.result = func(topic string) error {
+				if topic == topicOf(5) {
+					return mqtt.ErrRejected
+				}
+				return nil
+			}
 			task.After, task.Matched, task.Succeeded, task.Failed, task.Failures = saved.Cursor, saved.Matched, saved.Succeeded, saved.Failed, saved.Failures
 			task.Deadline = time.Now().Add(time.Hour)
 			r.Ensure(task)
-			pass(time.Duration(crash) * 7 * time.Millisecond)
+			pass(time.Duration(crashes+1) * 11 * time.Millisecond)
 			p, _ := r.Progress(task.NamespacedName, task.UID)
 			if done = p.Outcome != OutcomeNone; done {
 				saved = p
 			} else if last := r.lastSaved(task.NamespacedName); last.Cursor > saved.Cursor {
 				saved = last
 			}
+			n, _ := r.broker.total()
+			messages += n
 		})
 		if done {
 			break
 		}
 	}
-	if saved.Succeeded != 1500 || saved.Failed != 0 {
+	if saved.Succeeded != devices-1 || saved.Failed != 1 || saved.Matched != devices || len(saved.Failures) != 1 {
 		t.Errorf("progress %+v", saved)
 	}
-	if diff := cmp.Diff(map[string]int{"": 1500}, d.results.counts()); diff != "" {
+	if diff := cmp.Diff(map[string]int{"": devices - 1, v1alpha1.ReasonPublishRejected: 1}, d.results.counts()); diff != "" {
 		t.Errorf("results (-want +got):\n%s", diff)
+	}
+	if most := devices + crashes*window; crashes < 3 || messages > most {
+		t.Errorf("%d messages after %d crashes, want at most %d, after some", messages, crashes, most)
 	}
 }
 

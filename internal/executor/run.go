@@ -114,7 +114,7 @@ func (r *run) prepare() bool {
 		if err := r.openResults(ctx); err != nil {
 			return err
 		}
-		if r.task.Matched > 0 || r.task.After != "" {
+		if r.task.Matched > 0 {
 			return nil // resumed: counted when it started
 		}
 		n, err := r.exec.store.Count(ctx, r.query(""))
@@ -122,7 +122,7 @@ func (r *run) prepare() bool {
 			return err
 		}
 		r.mu.Lock()
-		r.matched, r.dirty = n, true
+		r.matched, r.dirty = r.tracker.succeeded+r.tracker.failed+n, true
 		r.mu.Unlock()
 		return nil
 	})
@@ -296,7 +296,7 @@ func (r *run) landed(seq uint64, res result, reason, message string) {
 		r.signal()
 	}
 	if tell {
-		r.tell()
+		r.checkpoint()
 	}
 }
 
@@ -306,7 +306,7 @@ func (r *run) settle(seq uint64, res result, reason, message string) {
 	tell := r.take(seq, res, reason, message)
 	r.mu.Unlock()
 	if tell {
-		r.tell()
+		r.checkpoint()
 	}
 }
 
@@ -324,10 +324,10 @@ func (r *run) take(seq uint64, res result, reason, message string) (tell bool) {
 	return true
 }
 
-// saved tells the tracker that a checkpoint has been written.
+// saved tells the tracker that a checkpoint has been written to the status.
 func (r *run) saved(mark uint64) {
 	r.mu.Lock()
-	r.tracker.save(mark)
+	r.tracker.save(mark) // changes nothing where that is recorded already
 	wake := r.wanted()
 	r.mu.Unlock()
 	if wake {
@@ -358,7 +358,10 @@ func (r *run) pulse() {
 		select {
 		case <-tick.C():
 			if r.takeNews() {
-				r.tell()
+				r.checkpoint()
+				if r.keptIn() != nil {
+					r.exec.notify(r.task.NamespacedName) // of what has been recorded so far
+				}
 			}
 		case <-deadline.C():
 			r.expire()

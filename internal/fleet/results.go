@@ -31,17 +31,25 @@ type ResultRange struct {
 	At time.Time
 }
 
+// ResultTotals is what has been recorded of a task.
+type ResultTotals struct {
+	// Upto is the greatest name of any range; "" where nothing was recorded.
+	Upto string
+	// Succeeded and Failed are how many devices have which result.
+	Succeeded, Failed int64
+	// FirstFailed are the first devices that failed, as many as were asked for.
+	FirstFailed []Failure
+}
+
 // Results is where the result of each device of a task is kept. Tasks are known by
 // their UID. What was recorded last for a name counts, so results may be recorded
-// again, and by a task that was resumed further back than it had recorded. Errors are
-// passing.
+// again. Errors are passing; after one, the results may have been recorded.
 type Results interface {
 	// Record keeps the results of a range of names, in the place of all that was
 	// recorded for names within it.
 	Record(ctx context.Context, taskUID string, p Product, results ResultRange) error
-	// Truncate removes the results of all names after the given one: a task that is
-	// resumed after that name has none of them yet.
-	Truncate(ctx context.Context, taskUID, after string) error
+	// Totals returns what has been recorded, with the first failures.
+	Totals(ctx context.Context, taskUID string, failures int) (ResultTotals, error)
 }
 
 // ResultsKeeper is a Store that can tell where results are kept.
