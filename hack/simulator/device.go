@@ -25,17 +25,24 @@ type device struct {
 	ready   chan error // the outcome of the first subscription
 	keep    int
 
+	answers string  // the topic of what comes about the shadow
+	keeper  *keeper // nil for a device that only counts
+	running sync.WaitGroup
+
 	mu    sync.Mutex
 	count int64
 	last  []Message
 }
 
-func newDevice(fleet *Fleet, opts Options, name, clientID string) *device {
-	d := &device{fleet: fleet, keep: opts.Keep, ready: make(chan error, 1), filters: map[string]byte{
-		"$shadow/operation/result/" + opts.ProductID + "/" + name: qos,
-	}}
+func newDevice(fleet *Fleet, opts Options, name, clientID string, keepsShadow bool) *device {
+	address := opts.ProductID + "/" + name
+	d := &device{fleet: fleet, keep: opts.Keep, ready: make(chan error, 1), answers: "$shadow/operation/result/" + address}
+	if keepsShadow {
+		d.keeper = newKeeper("$shadow/operation/"+address, d.publish, clientID, opts)
+	}
+	d.filters = map[string]byte{d.answers: qos}
 	for _, topic := range opts.Topics {
-		d.filters[opts.ProductID+"/"+name+"/"+topic] = qos
+		d.filters[address+"/"+topic] = qos
 	}
 	settings := paho.NewClientOptions().
 		AddBroker(opts.BrokerURL).
@@ -56,6 +63,9 @@ func (d *device) connect(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if d.keeper != nil {
+		d.running.Go(d.keeper.run)
+	}
 	if err := wait(ctx, d.client.Connect()); err != nil {
 		return err
 	}
@@ -69,6 +79,10 @@ func (d *device) connect(ctx context.Context) error {
 
 func (d *device) close() {
 	const forPendingAcks = 100 // milliseconds
+	if d.keeper != nil {
+		d.keeper.end()
+		d.running.Wait()
+	}
 	d.client.Disconnect(forPendingAcks)
 }
 
@@ -79,6 +93,9 @@ func (d *device) subscribe(client paho.Client) {
 		err = errors.New("the broker does not answer a subscription")
 	} else if err = token.Error(); err == nil {
 		err = granted(token)
+	}
+	if err == nil && d.keeper != nil {
+		d.keeper.connected()
 	}
 	select {
 	case d.ready <- err:
@@ -97,15 +114,25 @@ func granted(token paho.Token) error {
 }
 
 func (d *device) receive(_ paho.Client, message paho.Message) {
-	d.mu.Lock()
-	if len(d.last) == d.keep {
-		copy(d.last, d.last[1:])
-		d.last = d.last[:d.keep-1]
+	if d.keeper != nil && message.Topic() == d.answers && !d.keeper.hear(d.answers, message.Payload()) {
+		return
 	}
-	d.last = append(d.last, Message{Topic: message.Topic(), Payload: string(message.Payload())})
+	d.mu.Lock()
+	d.last = keepLast(d.last, Message{Topic: message.Topic(), Payload: string(message.Payload())}, d.keep)
 	d.count++
 	d.mu.Unlock()
 	d.fleet.total.Add(1)
+}
+
+// publish sends what may be lost: the answer tells.
+func (d *device) publish(topic string, payload []byte) { d.client.Publish(topic, 0, false, payload) }
+
+// keepLast appends a message, and drops the first where there are n already.
+func keepLast(messages []Message, m Message, n int) []Message {
+	if len(messages) == n {
+		messages = append(messages[:0], messages[1:]...)
+	}
+	return append(messages, m)
 }
 
 func wait(ctx context.Context, token paho.Token) error {

@@ -1,5 +1,6 @@
 // Package simulator runs simulated devices, each with an MQTT connection of its
-// own, that count and keep what they receive.
+// own, that count and keep what they receive. Some of them behave as real ones do:
+// they look after their shadows.
 package simulator
 
 import (
@@ -7,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +18,9 @@ import (
 
 // Defaults of Options.
 const (
-	DefaultKeep        = 8
-	DefaultConcurrency = 32
+	DefaultKeep          = 8
+	DefaultConcurrency   = 32
+	DefaultAnswerTimeout = 5 * time.Second
 )
 
 // Options say which devices to simulate. The zero value of a field that is not
@@ -32,6 +35,15 @@ type Options struct {
 	// Topics are the topic names that each device subscribes to, the parts after
 	// {productID}/{deviceName}/. "event".
 	Topics []string
+	// Shadows is how many of the devices, the first of Names, look after their
+	// shadows: they get it after each connect, do what is desired of them, report that
+	// and clear the desired part. The others only count. 0.
+	Shadows int
+	// AnswerTimeout is after how long such a device sends again what was not answered;
+	// each pause after that is twice as long, up to a minute. 5 s.
+	AnswerTimeout time.Duration
+	// Offline are devices, of Names, that Start leaves alone: see Fleet.Connect.
+	Offline []string
 	// Keep is how many messages of each device are kept, the last ones. All are
 	// counted. 8.
 	Keep int
@@ -39,7 +51,7 @@ type Options struct {
 	Concurrency int
 }
 
-// Message is what a device received.
+// Message is what a device received, or sent.
 type Message struct {
 	Topic   string
 	Payload string
@@ -67,6 +79,9 @@ func Start(ctx context.Context, opts Options) (*Fleet, error) {
 	if opts.Concurrency == 0 {
 		opts.Concurrency = DefaultConcurrency
 	}
+	if opts.AnswerTimeout == 0 {
+		opts.AnswerTimeout = DefaultAnswerTimeout
+	}
 	if opts.BrokerURL == "" || opts.ProductID == "" || len(opts.Names) == 0 {
 		return nil, errors.New("simulated devices need a broker, a product and names")
 	}
@@ -77,23 +92,33 @@ func Start(ctx context.Context, opts Options) (*Fleet, error) {
 		if _, twice := fleet.devices[name]; twice {
 			return nil, fmt.Errorf("two simulated devices are named %q", name)
 		}
-		fleet.devices[name] = newDevice(fleet, opts, name, fmt.Sprintf("sim-%s-%d", run, i))
+		fleet.devices[name] = newDevice(fleet, opts, name, fmt.Sprintf("sim-%s-%d", run, i), i < opts.Shadows)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(opts.Concurrency)
 	for _, name := range opts.Names {
-		group.Go(func() error {
-			if err := fleet.devices[name].connect(ctx); err != nil {
-				return fmt.Errorf("connecting device %q: %w", name, err)
-			}
-			return nil
-		})
+		if !slices.Contains(opts.Offline, name) {
+			group.Go(func() error { return fleet.Connect(ctx, name) })
+		}
 	}
 	if err := group.Wait(); err != nil {
 		fleet.Close()
 		return nil, err
 	}
 	return fleet, nil
+}
+
+// Connect connects and subscribes a device that Start has left alone, once. The
+// device stays until Close; ctx bounds the attempt alone.
+func (f *Fleet) Connect(ctx context.Context, name string) error {
+	d, ok := f.devices[name]
+	if !ok {
+		return fmt.Errorf("no simulated device is named %q", name)
+	}
+	if err := d.connect(ctx); err != nil {
+		return fmt.Errorf("connecting device %q: %w", name, err)
+	}
+	return nil
 }
 
 // Close disconnects all devices. What they have received can still be read.
@@ -105,7 +130,8 @@ func (f *Fleet) Close() {
 	closing.Wait()
 }
 
-// Total is how many messages all devices have received.
+// Total is how many messages all devices have received. Here and below, answers to
+// what a device has sent itself do not count.
 func (f *Fleet) Total() int64 { return f.total.Load() }
 
 // Count is how many messages the device has received; 0 for a name that is not
@@ -128,7 +154,31 @@ func (f *Fleet) Received(name string) []Message {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return append([]Message(nil), d.last...)
+	return slices.Clone(d.last)
+}
+
+// Shadow returns what the device makes of its shadow; nothing for one that does not
+// look after it.
+func (f *Fleet) Shadow(name string) Shadow {
+	d, ok := f.devices[name]
+	if !ok || d.keeper == nil {
+		return Shadow{}
+	}
+	d.keeper.mu.Lock()
+	defer d.keeper.mu.Unlock()
+	return d.keeper.shadow
+}
+
+// Dialog returns the last messages that the device sent about its shadow and the
+// answers, as many as Options.Keep, the oldest first.
+func (f *Fleet) Dialog(name string) []Message {
+	d, ok := f.devices[name]
+	if !ok || d.keeper == nil {
+		return nil
+	}
+	d.keeper.mu.Lock()
+	defer d.keeper.mu.Unlock()
+	return slices.Clone(d.keeper.dialog)
 }
 
 // Wait returns when each of the devices has received at least n messages since
