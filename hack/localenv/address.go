@@ -47,6 +47,16 @@ func freeAddress(ctx context.Context, address string) (string, error) {
 	return listener.Addr().String(), nil
 }
 
+// servingAddresses returns where a program may show its metrics and its health.
+func servingAddresses(ctx context.Context, program string) (metrics, probe string, err error) {
+	for _, address := range []*string{&metrics, &probe} {
+		if *address, err = freeAddress(ctx, "127.0.0.1:0"); err != nil {
+			return "", "", fmt.Errorf("looking for a free port for %s: %w", program, err)
+		}
+	}
+	return metrics, probe, nil
+}
+
 // reachable is the address by which to connect to a listener on address.
 func reachable(address string) string {
 	host, port, err := net.SplitHostPort(address)

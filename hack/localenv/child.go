@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -38,7 +40,8 @@ func (e *EndedError) Error() string {
 // Unwrap returns Err.
 func (e *EndedError) Unwrap() error { return e.Err }
 
-// program is something to run beside this process: the manager, the shim, a broker.
+// program is something to run beside this process: the manager, the shadow
+// service, the shim, a broker.
 type program struct {
 	name string // for messages, and for the log: name.log
 	path string
@@ -136,7 +139,11 @@ func poll(ctx context.Context, ask func(context.Context) error) error {
 }
 
 // answersOK asks url over HTTP.
-func answersOK(url string) func(context.Context) error {
+func answersOK(url string) func(context.Context) error { return answersWith(url, "") }
+
+// answersWith asks url over HTTP for a text that has this line, or any if it is
+// empty.
+func answersWith(url, line string) func(context.Context) error {
 	// One connection a question: none stays behind.
 	caller := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
 	return func(ctx context.Context) error {
@@ -148,9 +155,16 @@ func answersOK(url string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		_ = response.Body.Close()
+		defer func() { _ = response.Body.Close() }()
 		if response.StatusCode != http.StatusOK {
 			return fmt.Errorf("%s answers %s", url, response.Status)
+		}
+		body, err := io.ReadAll(response.Body)
+		if err != nil {
+			return err
+		}
+		if line != "" && !slices.Contains(strings.Split(string(body), "\n"), line) {
+			return fmt.Errorf("%s does not say %q", url, line)
 		}
 		return nil
 	}

@@ -1,7 +1,7 @@
 // Package localenv runs the operator on one machine: etcd and kube-apiserver, an
-// MQTT broker, the manager and the shim (the legacy HTTP API), each a process of
-// its own, and ends them all. It is for development, demonstrations, measurements
-// and tests that need everything.
+// MQTT broker, the manager, the shadow service and the shim (the legacy HTTP API),
+// each a process of its own, and ends them all. It is for development,
+// demonstrations, measurements and tests that need everything.
 //
 // A program that uses it calls [BecomeChild] first thing in main.
 package localenv
@@ -50,7 +50,8 @@ type Options struct {
 	Namespace string
 
 	// MQTTURL is a broker that runs already. Where it is set none is started, and
-	// MQTTAddress and Broker do not count.
+	// MQTTAddress and Broker do not count. The shadow service answers all devices at
+	// that broker, also those that are unknown here.
 	MQTTURL string
 	// MQTTAddress is where the broker listens: host:port, port 0 for any free one.
 	// Where it is not set, DefaultMQTTAddress or, if that is taken, any free port.
@@ -60,6 +61,11 @@ type Options struct {
 
 	// ManagerFlags are given to the manager besides those it needs here.
 	ManagerFlags []string
+
+	// NoShadow leaves the shadow service out; ShadowFlags do not count then.
+	NoShadow bool
+	// ShadowFlags are given to the shadow service besides those it needs here.
+	ShadowFlags []string
 
 	// NoShim leaves the shim out; ShimAddress and ShimFlags do not count then.
 	NoShim bool
@@ -93,6 +99,8 @@ type Env struct {
 	MetricsURL string
 	// ManagerLog is the path of the manager's log.
 	ManagerLog string
+	// ShadowLog is the path of the shadow service's log; empty with Options.NoShadow.
+	ShadowLog string
 
 	// APIURL is the root of the shim: http://host:port. It and what follows is empty
 	// with Options.NoShim.
@@ -231,14 +239,19 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		return nil, err
 	}
 	s.Progress("manager: ready; its log is " + relative(env.ManagerLog))
-	if s.NoShim {
-		return env, nil
+	if !s.NoShadow {
+		if err := s.startShadow(ctx, env); err != nil {
+			return nil, err
+		}
+		s.Progress("shadow service: ready; its log is " + relative(env.ShadowLog))
 	}
-	shim, err := s.startShim(ctx, env)
-	if err != nil {
-		return nil, err
+	if !s.NoShim {
+		shim, err := s.startShim(ctx, env)
+		if err != nil {
+			return nil, err
+		}
+		s.Progress("legacy HTTP API: " + shim + "; its log is " + relative(env.ShimLog))
 	}
-	s.Progress("legacy HTTP API: " + shim + "; its log is " + relative(env.ShimLog))
 	return env, nil
 }
 

@@ -10,16 +10,11 @@ import (
 // startManager starts `batchtask manager`, waits until it is ready, which
 // includes its webhooks, and returns the URL of its metrics.
 func (s *session) startManager(ctx context.Context, env *Env, webhook envtest.WebhookInstallOptions) (string, error) {
-	var addresses [2]string
-	for i := range addresses {
-		address, err := freeAddress(ctx, "127.0.0.1:0")
-		if err != nil {
-			return "", fmt.Errorf("looking for a free port for the manager: %w", err)
-		}
-		addresses[i] = address
+	metrics, probe, err := servingAddresses(ctx, "the manager")
+	if err != nil {
+		return "", err
 	}
-	metrics, probe := addresses[0], addresses[1]
-	err := s.run(ctx, program{
+	err = s.run(ctx, program{
 		name: "manager",
 		path: s.Program,
 		args: append([]string{
