@@ -18,6 +18,9 @@ const (
 	// allTasks is how many tasks send messages: both examples, as objects and as
 	// calls.
 	allTasks = 4
+	// latecomer is a device that is not connected while the first tasks run. The
+	// filter "door$" matches it.
+	latecomer = "back-door"
 )
 
 // demo is one run.
@@ -28,6 +31,8 @@ type demo struct {
 
 	env   *localenv.Env
 	fleet *simulator.Fleet
+	// keepsShadow are the devices that look after their shadows.
+	keepsShadow map[string]bool
 	// expected are, by the name of a task, the devices that its filter matches.
 	expected map[string][]string
 	// rounds is how often both examples have been carried out.
@@ -48,7 +53,7 @@ func runDemo(ctx context.Context, s *settings, out *output) error {
 			err = fmt.Errorf("%w (the manager's log is %s)", err, filepath.Join(s.dir, "manager.log"))
 		}
 		if err == nil {
-			out.heading("\n7. Cleaning up")
+			out.heading("\n8. Cleaning up")
 		}
 		return err
 	})
@@ -77,8 +82,9 @@ func (d *demo) steps(ctx context.Context) error {
 	}{
 		{"3. The two examples of CreateTask, as objects", d.runExamples},
 		{"4. What the devices received", d.checkDevices},
-		{"5. The same two as legacy HTTP calls", d.runLegacyExamples},
-		{"6. At most five tasks at once", d.showLimit},
+		{"5. What the devices report, and one that was offline", d.checkShadows},
+		{"6. The same two as legacy HTTP calls", d.runLegacyExamples},
+		{"7. At most five tasks at once", d.showLimit},
 	} {
 		d.out.heading("\n" + step.title)
 		if err := step.run(ctx); err != nil {
@@ -91,13 +97,17 @@ func (d *demo) steps(ctx context.Context) error {
 
 func (d *demo) connect(ctx context.Context) error {
 	started := time.Now()
-	fleet, err := createFleet(ctx, d.settings, d.env)
+	fleet, err := createFleet(ctx, d.settings, d.env, latecomer)
 	if err != nil {
 		return err
 	}
-	d.fleet = fleet
-	d.out.good("product %s and %d devices are created, and each device is connected and subscribed (%.1f s)",
-		productID, d.devices, time.Since(started).Seconds())
+	d.fleet, d.keepsShadow = fleet, map[string]bool{}
+	for _, name := range deviceNames(d.devices)[:d.shadows()] {
+		d.keepsShadow[name] = true
+	}
+	d.out.good("product %s and %d devices are created, and each device but %s is connected and subscribed (%.1f s)",
+		productID, d.devices, latecomer, time.Since(started).Seconds())
+	d.out.line("    %s look after their shadows: what is desired of them they do and report", d.howMany())
 	return nil
 }
 

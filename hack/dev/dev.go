@@ -25,7 +25,7 @@ func runDev(ctx context.Context, s *settings, out *output) error {
 			return err
 		}
 		defer fleet.Close()
-		out.line("  devices: %d simulated ones of product %s, connected", s.devices, productID)
+		out.line("  devices: %d simulated ones of product %s, connected; %s look after their shadows", s.devices, productID, s.howMany())
 
 		// Last, and removed first: whoever sees the file can use what it names.
 		file := filepath.Join(s.dir, localenv.EnvFile)
@@ -81,8 +81,10 @@ func welcome(file string, env *localenv.Env) string {
 	listen := ""
 	broker, err := url.Parse(env.MQTTURL)
 	if _, missing := exec.LookPath("mosquitto_sub"); missing == nil && err == nil && broker.Scheme == "tcp" && broker.User == nil {
-		listen = fmt.Sprintf("\n  mosquitto_sub -h %s -p %s -v -t '%s/+/%s'    what all devices receive",
-			broker.Hostname(), broker.Port(), productID, topic)
+		listen = fmt.Sprintf(`
+  mosquitto_sub -h %s -p %s -v -t '%s/+/%s'    the messages of all devices
+  mosquitto_sub -h %s -p %s -v -t '$shadow/operation/#'    what is said about shadows`,
+			broker.Hostname(), broker.Port(), productID, topic, broker.Hostname(), broker.Port())
 	}
 	return fmt.Sprintf(`
 Ready. In another terminal, in this folder:
@@ -93,7 +95,7 @@ Ready. In another terminal, in this folder:
   kubectl apply -f config/samples/batchtask-publish-message.yaml
   kubectl get bt -w                        watch the tasks
   kubectl describe bt open-doors           what became of one
-  kubectl get device front-door -o yaml    a device and its shadow
+  kubectl get device -o wide               the devices and their shadows
   kubectl explain bt.spec                  what a task can say%s
 
 Programs for the legacy HTTP API call %s with the SecretId and the

@@ -97,17 +97,26 @@ func TestDemo(t *testing.T) {
 		`close-doors +█{30} +19/19 +Done`,
 		`door-1 +ABCDE12345/door-1/event\n +close\n`,
 		`front-door +\$shadow/operation/result/ABCDE12345/front-door\n +\{"type":"delta",.*"state":\{"state":"open"\}`,
-		`window-1 +\(nothing`,
+		`back-door +\(nothing: it is not connected`,
+		`window-1 +\(nothing: no filter`,
+		`reports +█{30} +19/19 +Done`,
+		`(?s)→ \$shadow/operation/ABCDE12345/back-door\n +\{"type":"get",[^→]*← \$shadow/operation/result/ABCDE12345/back-door\n +\{"type":"get","result":0,[^→]*"desired":\{"state":"open"\}` +
+			`[^→]*→ \$shadow/operation/ABCDE12345/back-door\n +\{"type":"update","state":\{"reported":\{"state":"open"\},"desired":null\},"version":1,` +
+			`[^→]*← \$shadow/operation/result/ABCDE12345/back-door\n +\{"type":"update","result":0,`,
+		`back-door +version 2 +desired \(none\) +reported \{"state":"open"\}`,
+		`20 devices report that they are open`,
 		`POST /v2/index.php\n +Action=CreateTask&taskType=UpdateShadow&deviceNameFilter=door\$&`,
 		`answered +\{"taskId":"[0-9a-f]{24}","message":"","codeDesc":"Success","code":0\}\n +documented +\{"taskId":"5ad5aa513332ea4cb86e9ad5",`,
 		`open, HTTP +█{30} +20/20 +Done`,
 		`close, HTTP +█{30} +19/19 +Done`,
-		`every device has its message a second time`,
+		`every device has the same "close" a second time`,
+		`every shadow is one version further`,
+		`open-doors: 20 devices matched, 20 succeeded, 20 have acknowledged`,
 		`(?s)(  [0-9a-f]{24}  (UpdateShadow|PublishMessage) +3 Done\n){4}  ✓ ListTasks has all 4`,
 		`Error from server \(Forbidden\): .*5 active tasks`,
 		`403, cause TaskLimitExceeded`,
 		`later-1 is cancelled`,
-		`\nDone: 40 devices, 4 tasks, 78 messages`,
+		`\nDone: 40 devices, 4 tasks, 57 messages`,
 	} {
 		if !regexp.MustCompile(want).Match(output) {
 			t.Errorf("the output has no %s", want)
@@ -172,8 +181,8 @@ func TestDev(t *testing.T) {
 			}
 
 			children := childrenOf(t, cmd.Process.Pid)
-			if runtime.GOOS == "linux" && len(children) < 3 {
-				t.Errorf("children %v, want at least etcd, kube-apiserver and the manager", children)
+			if runtime.GOOS == "linux" && len(children) < 5 {
+				t.Errorf("children %v, want at least etcd, kube-apiserver, the manager, the shadow service and the shim", children)
 			}
 			if err := cmd.Process.Signal(test.signal); err != nil {
 				t.Fatal(err)
@@ -262,6 +271,22 @@ func checkEnvironment(t *testing.T, env map[string]string) {
 	var answer struct{ TaskID string }
 	if err := api.call(t.Context(), legacyExamples[0].request, &answer); err != nil || answer.TaskID == "" {
 		t.Errorf("a legacy call: task %q, error %v", answer.TaskID, err)
+	}
+	waitForReport(t, c, client.ObjectKey{Namespace: env["BATCHTASK_NAMESPACE"], Name: "front-door"})
+}
+
+// waitForReport waits until the device has done what the first example desires.
+func waitForReport(t *testing.T, c client.Client, device client.ObjectKey) {
+	t.Helper()
+	for deadline := time.Now().Add(waitFor); ; <-time.After(50 * time.Millisecond) {
+		var stored v1alpha1.Device
+		err := c.Get(t.Context(), device, &stored)
+		if shadow := stored.Status.Shadow; err == nil && shadow != nil && shadow.Reported == openState && shadow.Desired == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("device %s has not reported: error %v, shadow %+v", device.Name, err, stored.Status.Shadow)
+		}
 	}
 }
 

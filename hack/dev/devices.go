@@ -19,6 +19,9 @@ const (
 	topic      = "event"
 	minDevices = 10
 	maxDevices = 20000
+	// maxShadows is how many devices look after their shadows: each report is a write
+	// of an object, of which an API server on a small machine does a hundred a second.
+	maxShadows = 1000
 	// parallelCreates is how many objects are created at once.
 	parallelCreates = 32
 )
@@ -40,9 +43,20 @@ func deviceNames(n int) []string {
 	return names
 }
 
+// shadows says how many of the devices, from the first, look after their shadows.
+func (s *settings) shadows() int { return min(s.devices, maxShadows) }
+
+// howMany says the same in words.
+func (s *settings) howMany() string {
+	if n := s.shadows(); n < s.devices {
+		return fmt.Sprintf("the first %d of them", n)
+	}
+	return "all"
+}
+
 // createFleet applies the sample product and devices, creates the other devices,
-// and connects a simulated device for each.
-func createFleet(ctx context.Context, s *settings, env *localenv.Env) (*simulator.Fleet, error) {
+// and connects a simulated device for each, except for those that are offline.
+func createFleet(ctx context.Context, s *settings, env *localenv.Env, offline ...string) (*simulator.Fleet, error) {
 	for _, file := range []string{"product.yaml", "devices.yaml"} {
 		if _, err := apply(ctx, env, filepath.Join(s.root, "config", "samples", file)); err != nil {
 			return nil, err
@@ -66,5 +80,7 @@ func createFleet(ctx context.Context, s *settings, env *localenv.Env) (*simulato
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	return simulator.Start(ctx, simulator.Options{BrokerURL: env.MQTTURL, ProductID: productID, Names: names, Topics: []string{topic}})
+	return simulator.Start(ctx, simulator.Options{
+		BrokerURL: env.MQTTURL, ProductID: productID, Names: names, Topics: []string{topic}, Shadows: s.shadows(), Offline: offline,
+	})
 }

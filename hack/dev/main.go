@@ -1,6 +1,6 @@
 // Command batchtask-dev shows the operator on one machine: demo runs the two
-// examples of the API, as objects and as calls, over simulated devices and exits, dev keeps the same
-// environment running.
+// examples of the API, as objects and as calls, over simulated devices and exits;
+// dev keeps the same environment running.
 package main
 
 import (

@@ -30,6 +30,14 @@ func TestDeviceNames(t *testing.T) {
 	}
 }
 
+func TestDevicesThatKeepShadows(t *testing.T) {
+	for devices, want := range map[int]string{10: "all", maxShadows: "all", maxShadows + 1: "the first 1000 of them"} {
+		if got := (&settings{devices: devices}).howMany(); got != want {
+			t.Errorf("of %d devices %q look after their shadows, want %q", devices, got, want)
+		}
+	}
+}
+
 func TestBars(t *testing.T) {
 	full, half, empty := "██████████████████████████████", "███████████████░░░░░░░░░░░░░░░", "░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░"
 	steps := [][]bar{
