@@ -12,10 +12,10 @@
 //
 //	call, err := qcloud.Read(version, r)
 //	caller, err := verifier.Verify(call)
-//	request, err := call.Decode()     // *CreateTask, *DescribeTask, *ListTasks or *CancelTask
+//	request, err := call.Decode()     // *CreateTask, *UpdateDeviceShadow, …
 //	qcloud.WriteResult(w, version, requestID, result)
-//	qcloud.WriteError(w, version, requestID, err)
+//	qcloud.WriteError(w, version, requestID, qcloud.AsError(err).In(call.Action))
 //
 // Errors of this package are of type [*Error]. The package keeps no connection
-// and knows nothing of what becomes of a task.
+// and knows nothing of what becomes of a task or a message.
 package qcloud

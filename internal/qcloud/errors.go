@@ -1,6 +1,7 @@
 package qcloud
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -58,7 +59,45 @@ const (
 	KindReplay
 	// KindRateLimited : the SecretId makes more calls than it may.
 	KindRateLimited
+	// KindDeviceNotExist : the account's product has no device of this name.
+	KindDeviceNotExist
+	// KindStateIncomplete : a state without the member "desired".
+	KindStateIncomplete
+	// KindStateTooDeep : a shadow would be nested deeper than it may be.
+	KindStateTooDeep
+	// KindStateIllegalNode : a key or a value that cannot stand where it does.
+	KindStateIllegalNode
+	// KindStateNotJSON : a state that is no JSON object.
+	KindStateNotJSON
+	// KindVersionMismatch : the update is made for another version of the shadow.
+	KindVersionMismatch
+	// KindStateTooLarge : a shadow would be larger than it may be.
+	KindStateTooLarge
+	// KindIllegalTopic : the topic is none of the device's.
+	KindIllegalTopic
+	// KindPayloadTooLong : the payload of a message is longer than it may be.
+	KindPayloadTooLong
 )
+
+// family is a part of the API that has module codes of its own.
+type family uint8
+
+const (
+	familyTasks family = iota // also where the action is not known
+	familyShadows
+	familyMessages
+)
+
+func familyOf(action string) family {
+	switch action {
+	case ActionGetDeviceShadow, ActionDescribeDeviceShadow, ActionUpdateDeviceShadow:
+		return familyShadows
+	case ActionPublish, ActionPublishMessage:
+		return familyMessages
+	default:
+		return familyTasks
+	}
+}
 
 // codes are how a kind is told to callers.
 type codes struct {
@@ -72,14 +111,16 @@ type codes struct {
 	english string
 }
 
+// kinds has the codes of each kind in the family where it is at home, which is
+// that of tasks unless the kind names something else.
 var kinds = [...]codes{
-	KindInternal:            {"10100", "内部服务器错误，请联系技术人员", 6000, "InternalError", "InternalError", "the call could not be carried out, through no fault of the caller"},
+	KindInternal:            {"10100", textInternal, 6000, "InternalError", "InternalError", "the call could not be carried out, through no fault of the caller"},
 	KindTaskNotExist:        {"10001", "任务不存在", 5000, "TaskNotExist", "ResourceNotFound.TaskNotExist", "there is no such task"},
 	KindInvalidValue:        {"10002", "参数非法", 4000, "InvalidParameterValue", "InvalidParameterValue", "a parameter has an illegal value"},
 	KindAlreadyStarted:      {"10003", "任务已经开始", 4000, "TaskAlreadyStarted", "FailedOperation.AsyncTaskAlreadyStarted", "the task has been started"},
 	KindProductNotExist:     {"10004", "产品不存在", 5000, "ProductNotExist", "ResourceNotFound.ProductNotExist", "there is no such product"},
-	KindMissingParameter:    {"10101", "请求参数非法", 4000, "InvalidParameter", "MissingParameter", "a parameter is missing"},
-	KindInvalidParameter:    {"10101", "请求参数非法", 4000, "InvalidParameter", "InvalidParameter", "a parameter has the wrong type"},
+	KindMissingParameter:    {"10101", textBadRequest, 4000, "InvalidParameter", "MissingParameter", "a parameter is missing"},
+	KindInvalidParameter:    {"10101", textBadRequest, 4000, "InvalidParameter", "InvalidParameter", "a parameter has the wrong type"},
 	KindBadRequest:          {"", "the request cannot be read", 4000, "BadRequest", "InvalidParameter", ""},
 	KindTooLarge:            {"", "the request is too large", 4000, "RequestTooLarge", "RequestSizeLimitExceeded", ""},
 	KindUnsupportedProtocol: {"", "the protocol is not supported", 4000, "UnsupportedProtocol", "UnsupportedProtocol", ""},
@@ -93,18 +134,56 @@ var kinds = [...]codes{
 	KindRateLimited:         {"", "too many requests", 4400, "RequestLimitExceeded", "RequestLimitExceeded", ""},
 	// Clients compare the V3 code, so its spelling stays.
 	KindLimitExceeded: {"10005", "等待和处理中的任务数过多", 4400, "PendingOrProcessingTasksExceedLimit", "LimitExceeded.PengingOrProcessingTasksExceedLimit", "too many tasks are waiting or processing"},
+
+	KindDeviceNotExist:   {"5102", textNoDevice, 5000, "ProductOrDeviceNotExist", "ResourceNotFound.ProductOrDeviceNotExist", "there is no such product or device"},
+	KindStateIncomplete:  {"5000", textIncomplete, 4000, "ParamIncomplete", "InvalidParameterValue.ParamIncomplete", "something is missing in the state"},
+	KindStateTooDeep:     {"5002", "State JSON对象的层数超过了限制", 4000, "JSONLevelExceedLimit", "InvalidParameterValue.JSONLevelExceedLimit", "the state has too many levels"},
+	KindStateIllegalNode: {"5003", "State JSON对象中包含非法节点", 4000, "JSONHasInvalidNode", "InvalidParameterValue.JSONHasInvalidNode", "the state has an illegal key or value"},
+	KindStateNotJSON:     {"5004", "State不是合法的JSON对象", 4000, "InvalidJSON", "InvalidParameterValue.InvalidJSON", "the state is no JSON object"},
+	KindVersionMismatch:  {"5005", "更新版本不匹配", 4000, "UpdateVersionNotMatch", "FailedOperation.UpdateVersionNotMatch", "the shadow has another version"},
+	KindStateTooLarge:    {"5006", "State JSON对象超过大小限制", 4000, "JSONSizeExceedLimit", "InvalidParameterValue.JSONSizeExceedLimit", "the state is too large"},
+	KindIllegalTopic:     {"7000", "消息topic非法", 4000, "InvalidTopicName", "FailedOperation.InvalidTopicName", "the topic is none of the device's"},
+	KindPayloadTooLong:   {"7002", "消息长度非法", 4000, "InvalidMsgLen", "FailedOperation.InvalidMsgLen", "the payload is too long"},
 }
 
-func (k Kind) codes() codes {
+// Texts of several codes.
+const (
+	textInternal   = "内部服务器错误，请联系技术人员"
+	textBadRequest = "请求参数非法"
+	textNoDevice   = "用户不存在此产品或设备"
+	textIncomplete = "请求中缺少关键字段信息"
+)
+
+// modules has, for each family, the module codes that kinds of other families have
+// there: a kind that stands here is told with this code and text, and otherwise as
+// in kinds.
+var modules = map[family]map[Kind]struct{ code, text string }{
+	familyShadows: {
+		KindInternal:         {"5100", textInternal},
+		KindMissingParameter: {"5000", textIncomplete},
+		KindInvalidParameter: {"5101", textBadRequest},
+		KindInvalidValue:     {"5101", textBadRequest},
+	},
+	familyMessages: {
+		KindInternal:         {"7001", textInternal},
+		KindMissingParameter: {"7101", textBadRequest},
+		KindInvalidParameter: {"7101", textBadRequest},
+		KindInvalidValue:     {"7101", textBadRequest},
+		KindDeviceNotExist:   {"7102", textNoDevice},
+	},
+}
+
+// known returns the kind itself, or KindInternal for one that there is not.
+func (k Kind) known() Kind {
 	if int(k) >= len(kinds) {
-		k = KindInternal
+		return KindInternal
 	}
-	return kinds[k]
+	return k
 }
 
 // String returns the kind's code in V3, without its class.
 func (k Kind) String() string {
-	code := k.codes().v3
+	code := kinds[k.known()].v3
 	return code[strings.IndexByte(code, '.')+1:]
 }
 
@@ -118,8 +197,13 @@ type Error struct {
 	// Detail tells the caller in English what is wrong. For KindInternal it is not
 	// told.
 	Detail string
+	// Data is told beside the error in V2, as "data"; nil for none. V3 has no place
+	// for it.
+	Data json.RawMessage
 	// Err is the cause, for the server's log; it may be nil, and callers never see it.
 	Err error
+
+	family family
 }
 
 // Errorf returns an Error about a parameter, or about none if it is empty, with a
@@ -136,6 +220,23 @@ func AsError(err error) *Error {
 		return e
 	}
 	return &Error{Kind: KindInternal, Err: err}
+}
+
+// In returns the error as one of a call of this action: actions have module codes of
+// their own for some kinds. Until then it is told as an error of a task.
+func (e *Error) In(action string) *Error {
+	in := *e
+	in.family = familyOf(action)
+	return &in
+}
+
+func (e *Error) codes() codes {
+	kind := e.Kind.known()
+	c := kinds[kind]
+	if module, ok := modules[e.family][kind]; ok {
+		c.module, c.text = module.code, module.text
+	}
+	return c
 }
 
 // Error returns kind, parameter, detail and cause, for logs.
@@ -157,7 +258,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // the module code, or the public code where there is none; in V3 Code. There are
 // few, so it can label a metric.
 func (e *Error) Code(v Version) string {
-	c := e.Kind.codes()
+	c := e.codes()
 	switch {
 	case v == V3:
 		return c.v3
@@ -172,9 +273,9 @@ func (e *Error) Code(v Version) string {
 // or "text: detail" where there is no module code; in V3 the detail alone, or
 // the kind in English. A detail is cut after 1024 characters.
 func (e *Error) Message(v Version) string {
-	c := e.Kind.codes()
+	c := e.codes()
 	detail := e.told()
-	if c == kinds[KindInternal] {
+	if e.Kind.known() == KindInternal {
 		// What went wrong inside is for the log: it may name what is not the caller's.
 		detail = ""
 	}

@@ -34,11 +34,16 @@ func checkParams(t *testing.T, p params, err error) {
 	}
 }
 
+var allActions = []string{
+	ActionCreateTask, ActionDescribeTask, ActionListTasks, ActionDescribeTasks, ActionCancelTask,
+	ActionGetDeviceShadow, ActionDescribeDeviceShadow, ActionUpdateDeviceShadow, ActionPublish, ActionPublishMessage,
+}
+
 // decodeBoth decodes the parameters as a call of each action.
 func decodeBoth(t *testing.T, p params) {
 	t.Helper()
 	for _, version := range []Version{V2, V3} {
-		for _, action := range []string{ActionCreateTask, ActionDescribeTask, ActionListTasks, ActionDescribeTasks, ActionCancelTask} {
+		for _, action := range allActions {
 			checkDecoded(t, &Call{Version: version, Action: action, apiVersion: VersionV3, params: p})
 		}
 	}
@@ -68,6 +73,10 @@ func checkDecoded(t *testing.T, call *Call) {
 		if r.Offset < 0 || r.Limit < 1 || r.Limit > maxPage {
 			t.Fatalf("a page that there is not: %+v", r)
 		}
+	case *UpdateDeviceShadow:
+		if r.Version < 0 || !utf8.ValidString(r.State) {
+			t.Fatalf("an update that there is not: %+v", r)
+		}
 	case *DescribeTask:
 		if r.ID == "" {
 			t.Fatal("no ID")
@@ -81,6 +90,7 @@ func FuzzURLEncoded(f *testing.F) {
 	f.Add(`Action=CreateTask&taskType=UpdateShadow&deviceNameFilter=door$&scheduleTimeInSeconds=0&productID=ABCDE12345&tasks={"updateShadowTask":{"desired":"{\"state\":\"open\"}"}}&`)
 	f.Add("taskType=PublishMessage&tasks.publishMessageTask.topic=event&tasks.publishMessageTask.payload=%E7%8A%B6+x&productID=&deviceNameFilter=&scheduleTimeInSeconds=1")
 	f.Add("TaskType=UpdateShadow&Tasks.UpdateShadowTask.Desired={}&ProductId=p&DeviceNameFilter=.*&ScheduleTimeInSeconds=0&Offset=1&Limit=1&Id=x")
+	f.Add("productID=p&deviceName=d&state={\"desired\":{}}&version=3&topic=p/d/t&payload=aGk=&payloadEncoding=base64&qos=1")
 	f.Add("tasks=&tasks.=1&tasks..a=2&id=%ff&=1&&a=b;c=d&pageNum=1&pageSize=250")
 	f.Fuzz(func(t *testing.T, text string) {
 		p := params{}
@@ -150,6 +160,7 @@ func FuzzJSONBody(f *testing.F) {
 	f.Add([]byte(createBody))
 	f.Add([]byte(`{"TaskType":"PublishMessage","ProductId":"p","DeviceNameFilter":".","ScheduleTimeInSeconds":"0","Tasks":{"PublishMessageTask":{"Topic":"t","Payload":"\ud83d\ude00\\ud83d"}}}`))
 	f.Add([]byte(`{"Offset":-0,"Limit":1e2,"Id":null,"a":[{"b":[]},true,null,1.5e300]}`))
+	f.Add([]byte(`{"ProductId":"p","DeviceName":"d","State":"{}","ShadowVersion":3,"Prefix":"$shadow","Topic":"p/d/t","Payload":"x","Qos":0,"PayloadEncoding":""}`))
 	f.Add([]byte(`{"a":1,"a":2,"":"\ud83d"}`))
 	f.Add([]byte(strings.Repeat(`[`, 40) + strings.Repeat(`]`, 40)))
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -165,7 +176,7 @@ func FuzzJSONBody(f *testing.F) {
 				t.Fatalf("%q (-encoding/json +got):\n%s", body, diff)
 			}
 		}
-		for _, action := range []string{ActionCreateTask, ActionDescribeTask, ActionDescribeTasks, ActionCancelTask} {
+		for _, action := range allActions {
 			checkDecoded(t, &Call{Version: V3, Action: action, apiVersion: VersionV3, body: body})
 		}
 	})

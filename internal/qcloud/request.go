@@ -11,7 +11,8 @@ import (
 )
 
 // Request is what a call asks for, whatever the version: a [*CreateTask],
-// [*DescribeTask], [*ListTasks] or [*CancelTask].
+// [*DescribeTask], [*ListTasks], [*CancelTask], [*GetDeviceShadow],
+// [*UpdateDeviceShadow] or [*Publish].
 type Request interface{ request() }
 
 // Values of taskType.
@@ -99,8 +100,14 @@ func (c *Call) Decode() (Request, error) {
 		request = &DescribeTask{ID: d.id(call)}
 	case ActionCancelTask:
 		request = &CancelTask{ID: d.id(call)}
-	default:
+	case ActionListTasks, ActionDescribeTasks:
 		request = d.listTasks(call)
+	case ActionUpdateDeviceShadow:
+		request = d.updateDeviceShadow(call)
+	case ActionPublish, ActionPublishMessage:
+		request = d.publish(call)
+	default:
+		request = &GetDeviceShadow{d.device(call)}
 	}
 	if d.err != nil {
 		return nil, d.err
@@ -229,6 +236,14 @@ func (d *decoder) text(o object, name string) string {
 		d.fail(KindInvalidParameter, o.path+name, "must be a string, it is %s", typeName(value))
 	}
 	return ""
+}
+
+// optional reads a string that may be missing.
+func (d *decoder) optional(o object, name string) string {
+	if o.fields[d.version.Parameter(name)] == nil {
+		return ""
+	}
+	return d.text(o, name)
 }
 
 // integer reads a number, written as one or as a text. An empty text is none:

@@ -8,7 +8,8 @@ import (
 )
 
 // Result is what a call that succeeded returns: [CreateTaskResult],
-// [DescribeTaskResult], [ListTasksResult] or [CancelTaskResult].
+// [DescribeTaskResult], [ListTasksResult], [CancelTaskResult], [ShadowResult] or
+// [PublishResult].
 type Result interface {
 	// v2 and v3 return what is encoded as JSON.
 	v2(outcomeV2) any
@@ -85,9 +86,9 @@ func WriteResult(w http.ResponseWriter, v Version, requestID string, result Resu
 // no [*Error] is told as an internal error and no more.
 func WriteError(w http.ResponseWriter, v Version, requestID string, err error) error {
 	e := AsError(err)
-	c := e.Kind.codes()
+	c := e.codes()
 	if v == V2 {
-		return write(w, outcomeV2{Message: e.Message(V2), CodeDesc: c.desc, Code: c.public})
+		return write(w, dataV2{e.Data, outcomeV2{Message: e.Message(V2), CodeDesc: c.desc, Code: c.public}})
 	}
 	return write(w, envelopeV3{Response: failureV3{
 		Error:     errorV3{Code: c.v3, Message: e.Message(V3)},
@@ -118,8 +119,19 @@ type outcomeV2 struct {
 	Code     int    `json:"code"`
 }
 
+// dataV2 is an answer with data, or without where Data is nil.
+type dataV2 struct {
+	Data json.RawMessage `json:"data,omitempty"`
+	outcomeV2
+}
+
 type envelopeV3 struct {
 	Response any `json:"Response"`
+}
+
+// emptyV3 is the answer to a call that has no result.
+type emptyV3 struct {
+	RequestID string `json:"RequestId"`
 }
 
 type failureV3 struct {
@@ -148,11 +160,7 @@ func (r CreateTaskResult) v3(requestID string) any {
 
 func (CancelTaskResult) v2(outcome outcomeV2) any { return outcome }
 
-func (CancelTaskResult) v3(requestID string) any {
-	return struct {
-		RequestID string `json:"RequestId"`
-	}{requestID}
-}
+func (CancelTaskResult) v3(requestID string) any { return emptyV3{requestID} }
 
 // taskV2 and taskV3 have the fields of [Task] in its order, so that one converts
 // to the other.

@@ -36,6 +36,15 @@ func TestWriteError(t *testing.T) {
 		{KindToken, failureV2JSON(4105, "TokenFailure", "tokens are not supported: id: why"), "AuthFailure.TokenFailure", "4105"},
 		{KindExpired, failureV2JSON(4200, "SignatureExpire", "the request has expired: id: why"), "AuthFailure.SignatureExpire", "4200"},
 		{KindRateLimited, failureV2JSON(4400, "RequestLimitExceeded", "too many requests: id: why"), "RequestLimitExceeded", "4400"},
+		{KindDeviceNotExist, failureV2JSON(5000, "ProductOrDeviceNotExist", "（5102）用户不存在此产品或设备: id: why"), "ResourceNotFound.ProductOrDeviceNotExist", "5102"},
+		{KindStateIncomplete, failureV2JSON(4000, "ParamIncomplete", "（5000）请求中缺少关键字段信息: id: why"), "InvalidParameterValue.ParamIncomplete", "5000"},
+		{KindStateTooDeep, failureV2JSON(4000, "JSONLevelExceedLimit", "（5002）State JSON对象的层数超过了限制: id: why"), "InvalidParameterValue.JSONLevelExceedLimit", "5002"},
+		{KindStateIllegalNode, failureV2JSON(4000, "JSONHasInvalidNode", "（5003）State JSON对象中包含非法节点: id: why"), "InvalidParameterValue.JSONHasInvalidNode", "5003"},
+		{KindStateNotJSON, failureV2JSON(4000, "InvalidJSON", "（5004）State不是合法的JSON对象: id: why"), "InvalidParameterValue.InvalidJSON", "5004"},
+		{KindVersionMismatch, failureV2JSON(4000, "UpdateVersionNotMatch", "（5005）更新版本不匹配: id: why"), "FailedOperation.UpdateVersionNotMatch", "5005"},
+		{KindStateTooLarge, failureV2JSON(4000, "JSONSizeExceedLimit", "（5006）State JSON对象超过大小限制: id: why"), "InvalidParameterValue.JSONSizeExceedLimit", "5006"},
+		{KindIllegalTopic, failureV2JSON(4000, "InvalidTopicName", "（7000）消息topic非法: id: why"), "FailedOperation.InvalidTopicName", "7000"},
+		{KindPayloadTooLong, failureV2JSON(4000, "InvalidMsgLen", "（7002）消息长度非法: id: why"), "FailedOperation.InvalidMsgLen", "7002"},
 		{KindReplay, failureV2JSON(4500, "ReplayAttack", "the request was seen before: id: why"), "AuthFailure.SignatureFailure", "4500"},
 	} {
 		t.Run(tc.kind.String(), func(t *testing.T) {
@@ -67,6 +76,60 @@ func written(t *testing.T, v Version, err error) string {
 		t.Errorf("Content-Type %q, want %q", got, want)
 	}
 	return w.Body.String()
+}
+
+// Kinds that have other module codes in calls about a device. The rest of them, and
+// all other kinds, are as they are in calls about tasks.
+func TestWriteErrorOfDevices(t *testing.T) {
+	const tasks, shadows, messages = "CreateTask", "GetDeviceShadow DescribeDeviceShadow UpdateDeviceShadow", "Publish PublishMessage"
+	for _, tc := range []struct {
+		actions string
+		kind    Kind
+		want    string
+		code    string
+	}{
+		{tasks, KindInvalidValue, "（10002）参数非法: id: why", "10002"},
+		{"", KindMissingParameter, "（10101）请求参数非法: id: why", "10101"},
+		{shadows, KindMissingParameter, "（5000）请求中缺少关键字段信息: id: why", "5000"},
+		{shadows, KindInvalidParameter, "（5101）请求参数非法: id: why", "5101"},
+		{shadows, KindInvalidValue, "（5101）请求参数非法: id: why", "5101"},
+		{shadows, KindDeviceNotExist, "（5102）用户不存在此产品或设备: id: why", "5102"},
+		{shadows, KindInternal, "（5100）内部服务器错误，请联系技术人员", "5100"},
+		{shadows, 200, "（5100）内部服务器错误，请联系技术人员", "5100"},
+		{shadows, KindRateLimited, "too many requests: id: why", "4400"},
+		{messages, KindMissingParameter, "（7101）请求参数非法: id: why", "7101"},
+		{messages, KindInvalidParameter, "（7101）请求参数非法: id: why", "7101"},
+		{messages, KindInvalidValue, "（7101）请求参数非法: id: why", "7101"},
+		{messages, KindDeviceNotExist, "（7102）用户不存在此产品或设备: id: why", "7102"},
+		{messages, KindInternal, "（7001）内部服务器错误，请联系技术人员", "7001"},
+	} {
+		for action := range strings.SplitSeq(tc.actions, " ") {
+			plain := Errorf(tc.kind, "id", "%s", "why")
+			err := plain.In(action)
+			if got := err.Message(V2); got != tc.want {
+				t.Errorf("%s, %s: message %q, want %q", action, tc.kind, got, tc.want)
+			}
+			if got := err.Code(V2); got != tc.code {
+				t.Errorf("%s, %s: code %s, want %s", action, tc.kind, got, tc.code)
+			}
+			if got, want := err.Code(V3), plain.Code(V3); got != want {
+				t.Errorf("%s, %s: code %s in V3, want %s", action, tc.kind, got, want)
+			}
+			if got, want := err.Message(V3), plain.Message(V3); got != want {
+				t.Errorf("%s, %s: message %q in V3, want %q", action, tc.kind, got, want)
+			}
+		}
+	}
+}
+
+// Data stands beside the error in V2, and nowhere in V3.
+func TestWriteErrorWithData(t *testing.T) {
+	err := Errorf(KindVersionMismatch, "version", "%s", "why")
+	err.Data = []byte(`{"n":12345678901234567890}`)
+	if got, want := written(t, V2, err), `{"data":{"n":12345678901234567890},"message":"（5005）更新版本不匹配: version: why","codeDesc":"UpdateVersionNotMatch","code":4000}`+"\n"; got != want {
+		t.Errorf("answer %s, want %s", got, want)
+	}
+	wantAnswer(t, written(t, V3, err), failureV3JSON("FailedOperation.UpdateVersionNotMatch", "version: why"))
 }
 
 // An internal error says nothing of what went wrong inside.
@@ -152,6 +215,18 @@ func TestWriteResult(t *testing.T) {
 		{
 			"CancelTask",
 			CancelTaskResult{},
+			`{"message":"","codeDesc":"Success","code":0}`,
+			`{"Response":{"RequestId":"r"}}`,
+		},
+		{
+			"GetDeviceShadow",
+			ShadowResult{Data: []byte(`{"type":"get","payload":{"n":12345678901234567890.10,"s":"<&>"}}`)},
+			`{"data":{"type":"get","payload":{"n":12345678901234567890.10,"s":"<&>"}},"message":"","codeDesc":"Success","code":0}`,
+			`{"Response":{"Data":"{\"type\":\"get\",\"payload\":{\"n\":12345678901234567890.10,\"s\":\"<&>\"}}","RequestId":"r"}}`,
+		},
+		{
+			"Publish",
+			PublishResult{},
 			`{"message":"","codeDesc":"Success","code":0}`,
 			`{"Response":{"RequestId":"r"}}`,
 		},

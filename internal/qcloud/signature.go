@@ -161,7 +161,8 @@ func meaningful(name string) bool {
 	switch name {
 	case "Action", "Timestamp", "Nonce", "SecretId", "Signature", "SignatureMethod", "Token",
 		"taskType", "productID", "deviceNameFilter", "tasks", "scheduleTimeInSeconds", "maxExecutionTimeInSeconds",
-		"id", "pageNum", "pageSize":
+		"id", "pageNum", "pageSize",
+		"deviceName", "state", "version", "prefix", "topic", "payload", "qos", "payloadEncoding":
 		return true
 	default:
 		return strings.HasPrefix(name, "tasks.")

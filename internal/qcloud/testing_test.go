@@ -39,11 +39,13 @@ func newTestVerifier(options Options) (*Verifier, *testingclock.FakePassiveClock
 // for, or the body that the caller reads.
 func answer(t *testing.T, v *Verifier, version Version, r *http.Request) (Request, string) {
 	t.Helper()
+	action := ""
 	request, err := func() (Request, error) {
 		call, err := Read(version, r)
 		if err != nil {
 			return nil, err
 		}
+		action = call.Action
 		if _, err := v.Verify(call); err != nil {
 			return nil, err
 		}
@@ -53,7 +55,7 @@ func answer(t *testing.T, v *Verifier, version Version, r *http.Request) (Reques
 		return request, ""
 	}
 	w := httptest.NewRecorder()
-	if err := WriteError(w, version, "b5b41468-520d-4192-b42f-595cc34b6c1c", err); err != nil {
+	if err := WriteError(w, version, "b5b41468-520d-4192-b42f-595cc34b6c1c", AsError(err).In(action)); err != nil {
 		t.Fatal(err)
 	}
 	if w.Code != http.StatusOK {

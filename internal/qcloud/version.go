@@ -35,16 +35,20 @@ func (v Version) String() string {
 
 // Parameter returns how the version spells a parameter of which the name in V2 is
 // given: of "tasks.updateShadowTask.desired" V3 makes
-// "Tasks.UpdateShadowTask.Desired", of "productID" "ProductId". Field names of a
-// BatchTask's spec are names of V2.
+// "Tasks.UpdateShadowTask.Desired", of "productID" "ProductId", and of "version", since
+// Version is that of the API there, "ShadowVersion". Field names of a BatchTask's spec
+// are names of V2.
 func (v Version) Parameter(name string) string {
 	if v == V2 {
 		return name
 	}
 	steps := strings.Split(name, ".")
 	for i, step := range steps {
-		if step == "productID" {
+		switch step {
+		case "productID":
 			step = "productId"
+		case "version":
+			step = "shadowVersion"
 		}
 		if step != "" {
 			step = strings.ToUpper(step[:1]) + step[1:]
@@ -61,16 +65,22 @@ const (
 	ActionListTasks     = "ListTasks"     // V2
 	ActionDescribeTasks = "DescribeTasks" // V3
 	ActionCancelTask    = "CancelTask"
+
+	ActionGetDeviceShadow      = "GetDeviceShadow"      // V2
+	ActionDescribeDeviceShadow = "DescribeDeviceShadow" // V3
+	ActionUpdateDeviceShadow   = "UpdateDeviceShadow"
+	ActionPublish              = "Publish"        // V2
+	ActionPublishMessage       = "PublishMessage" // V3
 )
 
 // knows reports whether the version has the action.
 func (v Version) knows(action string) bool {
 	switch action {
-	case ActionCreateTask, ActionDescribeTask, ActionCancelTask:
+	case ActionCreateTask, ActionDescribeTask, ActionCancelTask, ActionUpdateDeviceShadow:
 		return true
-	case ActionListTasks:
+	case ActionListTasks, ActionGetDeviceShadow, ActionPublish:
 		return v == V2
-	case ActionDescribeTasks:
+	case ActionDescribeTasks, ActionDescribeDeviceShadow, ActionPublishMessage:
 		return v == V3
 	default:
 		return false
