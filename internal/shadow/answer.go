@@ -86,7 +86,7 @@ func AnswerVersion(m Message, doc *Document, nowSeconds int64) []byte {
 }
 
 // AnswerUpdate answers an update that was made; doc is the shadow after it. The
-// payload holds what the device has sent and nothing else: the reported fields with
+// payload holds what was sent and nothing else: the reported or desired fields with
 // their metadata, null for a deleted one with the time of the deletion, and
 // "desired":null where the desired part was cleared.
 func AnswerUpdate(m Message, doc *Document, nowSeconds int64) []byte {
@@ -94,6 +94,10 @@ func AnswerUpdate(m Message, doc *Document, nowSeconds int64) []byte {
 	if sent := m.Update.Reported; sent != nil {
 		p.State[reportedPart] = sent
 		p.Metadata[reportedPart] = doc.timesOfPart(sent, doc.Metadata.Reported)
+	}
+	if sent := m.Update.Desired; sent != nil {
+		p.State[desiredPart] = sent
+		p.Metadata[desiredPart] = doc.timesOfPart(sent, doc.Metadata.Desired)
 	}
 	if m.Update.ClearDesired {
 		p.State[desiredPart] = nil

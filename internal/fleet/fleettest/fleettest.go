@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,6 +58,19 @@ var now = time.UnixMilli(1700000000123)
 
 // Run runs the suite, with a new harness for each test.
 func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
+	t.Helper()
+	run(t, newHarness, "")
+}
+
+// RunShadows runs the part of the suite about shadows that are read and changed one by
+// one, with a new harness for each test.
+func RunShadows(t *testing.T, newHarness func(t *testing.T) Harness) {
+	t.Helper()
+	run(t, newHarness, "Shadow/")
+}
+
+func run(t *testing.T, newHarness func(t *testing.T) Harness, prefix string) {
+	t.Helper()
 	tests := map[string]func(*suite){
 		"Scan/order and pages":      (*suite).scanPages,
 		"Scan/ranges":               (*suite).scanRanges,
@@ -82,6 +96,9 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		"Acknowledged":              (*suite).acknowledged,
 	}
 	for name, test := range tests {
+		if !strings.HasPrefix(name, prefix) {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 			defer cancel()

@@ -44,9 +44,15 @@ func (s *Store) ChangeShadow(ctx context.Context, p fleet.Product, name string, 
 }
 
 func (s *Store) change(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	return changeShadow(ctx, s.live, func() (*v1alpha1.Device, error) { return s.read(ctx, p, name) }, change)
+}
+
+// changeShadow changes the shadow of the device that read returns, as it is at the
+// API server now.
+func changeShadow(ctx context.Context, live client.StatusClient, read func() (*v1alpha1.Device, error), change func(fleet.Shadow) (fleet.Shadow, error)) error {
 	var err error
 	for range conflictAttempts {
-		if err = s.tryChange(ctx, p, name, change); !apierrors.IsConflict(err) {
+		if err = tryChange(ctx, live, read, change); !apierrors.IsConflict(err) {
 			return err
 		}
 	}
@@ -54,8 +60,8 @@ func (s *Store) change(ctx context.Context, p fleet.Product, name string, change
 }
 
 // tryChange reads a shadow, and writes it back changed if nobody else has in between.
-func (s *Store) tryChange(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
-	device, err := s.read(ctx, p, name)
+func tryChange(ctx context.Context, live client.StatusClient, read func() (*v1alpha1.Device, error), change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	device, err := read()
 	if err != nil {
 		return err
 	}
@@ -74,7 +80,7 @@ func (s *Store) tryChange(ctx context.Context, p fleet.Product, name string, cha
 	before := device.DeepCopy()
 	device.Status.Shadow = written(is)
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-	if err := s.live.Status().Patch(ctx, device, patch); err != nil {
+	if err := live.Status().Patch(ctx, device, patch); err != nil {
 		if apierrors.IsInvalid(err) {
 			// The API server refuses the content, so it would the next time.
 			return &fleet.DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: refusal(err)}
