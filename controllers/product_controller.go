@@ -14,10 +14,12 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -30,8 +32,14 @@ import (
 // +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices,verbs=get;list;watch
 // +kubebuilder:rbac:groups=iot.batchtask.dev,resources=devices/status,verbs=patch
 
-// countDelay is how long changes of devices are gathered before they are counted.
-const countDelay = time.Second
+const (
+	// countDelay is how long changes of devices are gathered before they are counted.
+	countDelay = time.Second
+	// databaseEvery is how often the devices in a database are counted, of which no
+	// watch tells, and databaseRetry how often that is tried when it failed.
+	databaseEvery = 30 * time.Second
+	databaseRetry = 3 * time.Second
+)
 
 // ProductReconciler decides to which Product each product ID belongs and counts
 // devices. It must be the only one, and do one product at a time: see claim.
@@ -79,7 +87,14 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if writeErr := r.write(ctx, p, status); writeErr != nil {
 		return retryConflict(writeErr)
 	}
-	return reconcile.Result{}, err // a fleet that cannot be read is tried again
+	switch {
+	case p.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
+		return reconcile.Result{}, err // a fleet that cannot be read is tried again
+	case err != nil:
+		return reconcile.Result{RequeueAfter: databaseRetry}, nil
+	default:
+		return reconcile.Result{RequeueAfter: databaseEvery}, nil
+	}
 }
 
 // claim says whether the product's ID is its own. The owner does not become Ready
@@ -146,8 +161,9 @@ func (r *ProductReconciler) write(ctx context.Context, p *v1alpha1.Product, stat
 // FieldProductID on Products.
 func (r *ProductReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
-		For(&v1alpha1.Product{}).
-		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.sameID)).
+		// Not of its own writes: a count that changes each time would lead to the next.
+		For(&v1alpha1.Product{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.sameID), builder.WithPredicates(readyChanged)).
 		Watches(&v1alpha1.Device{}, r.countLater()).
 		Complete(r)
 }

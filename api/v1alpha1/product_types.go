@@ -5,13 +5,20 @@ import (
 )
 
 // FleetType says where the devices of a product are kept.
-// +kubebuilder:validation:Enum=Kubernetes
+// +kubebuilder:validation:Enum=Kubernetes;Postgres
 type FleetType string
 
 const (
-	// FleetTypeKubernetes keeps devices as Device objects in the product's namespace.
+	// FleetTypeKubernetes keeps devices as Device objects in the product's namespace:
+	// to tens of thousands of them.
 	FleetTypeKubernetes FleetType = "Kubernetes"
+	// FleetTypePostgres keeps devices in a PostgreSQL database: to millions of them.
+	FleetTypePostgres FleetType = "Postgres"
 )
+
+// DatabaseURLKey is the key, in the Secret of a Postgres fleet, of the URL of the
+// database: postgres://user:password@host:port/database?sslmode=verify-full.
+const DatabaseURLKey = "DATABASE_URL"
 
 // ProductSpec describes a product.
 type ProductSpec struct {
@@ -39,11 +46,37 @@ type ProductSpec struct {
 }
 
 // Fleet says where devices and their shadows are kept.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.type) && self.type == 'Postgres') == has(self.postgres)",message="is required when type is Postgres, and must not be there otherwise",fieldPath=".postgres",reason=FieldValueRequired
 type Fleet struct {
-	// type is Kubernetes: Device objects in the product's namespace.
+	// type is Kubernetes (Device objects in the product's namespace, to tens of
+	// thousands of them) or Postgres (rows of a database, to millions). Immutable.
 	// +optional
 	// +kubebuilder:default=Kubernetes
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="field is immutable: create another product"
 	Type FleetType `json:"type,omitempty"`
+
+	// postgres says which database it is, when type is Postgres.
+	// +optional
+	Postgres *PostgresFleet `json:"postgres,omitempty"`
+}
+
+// PostgresFleet is a PostgreSQL database. Products of any number of namespaces may
+// share one: its rows are kept apart by namespace and product ID.
+type PostgresFleet struct {
+	// secretRef names the Secret, in the product's namespace, with the key DATABASE_URL.
+	// A change of it counts within half a minute.
+	// +required
+	SecretRef SecretReference `json:"secretRef"`
+}
+
+// SecretReference names a Secret in the namespace of the object that refers to it.
+type SecretReference struct {
+	// name is the name of the Secret.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
 }
 
 // ProductStatus is what the operator knows of a product.

@@ -1,0 +1,121 @@
+// Package router leads each product to the store that its devices are kept in.
+package router
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/product"
+)
+
+// Router is a [fleet.Store] over all products, whatever store each has.
+type Router struct {
+	// Products are read from here; a cache with the index [product.FieldProductID].
+	Products client.Reader
+	// Kubernetes is the store of products whose fleet is of the type Kubernetes.
+	Kubernetes fleet.Store
+	// Databases are the stores of those of the type Postgres.
+	Databases *Databases
+}
+
+var _ fleet.ResultsKeeper = (*Router)(nil)
+
+// of returns the store of a product. A product that does not exist has that of
+// Kubernetes, where it has no devices.
+func (r *Router) of(ctx context.Context, p fleet.Product) (fleet.Store, error) {
+	found, err := product.Finder{Reader: r.Products}.Lookup(ctx, p.Namespace, p.ProductID)
+	switch {
+	case err != nil:
+		return nil, err
+	case found == nil || found.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
+		return r.Kubernetes, nil
+	case found.Spec.Fleet.Postgres == nil: // the schema does not let it be
+		return nil, fmt.Errorf("product %s/%s: spec.fleet.postgres is missing", found.Namespace, found.Name)
+	}
+	return r.Databases.Store(ctx, client.ObjectKey{Namespace: found.Namespace, Name: found.Spec.Fleet.Postgres.SecretRef.Name})
+}
+
+// Sync implements [fleet.Store]. Databases are always up to date.
+func (r *Router) Sync(ctx context.Context, namespace string) error {
+	return r.Kubernetes.Sync(ctx, namespace)
+}
+
+// Count implements [fleet.Store].
+func (r *Router) Count(ctx context.Context, q fleet.Query) (int64, error) {
+	s, err := r.of(ctx, q.Product)
+	if err != nil {
+		return 0, err
+	}
+	return s.Count(ctx, q)
+}
+
+// Total implements [fleet.Store].
+func (r *Router) Total(ctx context.Context, p fleet.Product) (int64, error) {
+	s, err := r.of(ctx, p)
+	if err != nil {
+		return 0, err
+	}
+	return s.Total(ctx, p)
+}
+
+// Scan implements [fleet.Store].
+func (r *Router) Scan(ctx context.Context, q fleet.Query, limit int) (names []string, more bool, err error) {
+	s, err := r.of(ctx, q.Product)
+	if err != nil {
+		return nil, false, err
+	}
+	return s.Scan(ctx, q, limit)
+}
+
+// ApplyDesired implements [fleet.Store].
+func (r *Router) ApplyDesired(ctx context.Context, p fleet.Product, u fleet.DesiredUpdate, names []string) []fleet.DesiredResult {
+	s, err := r.of(ctx, p)
+	if err != nil {
+		return slices.Repeat([]fleet.DesiredResult{{Err: err}}, len(names))
+	}
+	return s.ApplyDesired(ctx, p, u, names)
+}
+
+// ReadShadow implements [fleet.Store].
+func (r *Router) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
+	s, err := r.of(ctx, p)
+	if err != nil {
+		return fleet.Shadow{}, err
+	}
+	return s.ReadShadow(ctx, p, name)
+}
+
+// ChangeShadow implements [fleet.Store].
+func (r *Router) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	s, err := r.of(ctx, p)
+	if err != nil {
+		return err
+	}
+	return s.ChangeShadow(ctx, p, name, change)
+}
+
+// Acknowledged implements [fleet.Store].
+func (r *Router) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]int64, error) {
+	s, err := r.of(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return s.Acknowledged(ctx, p, taskUIDs)
+}
+
+// ResultsOf implements [fleet.ResultsKeeper].
+func (r *Router) ResultsOf(ctx context.Context, p fleet.Product) (fleet.Results, error) {
+	s, err := r.of(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if keeper, ok := s.(fleet.ResultsKeeper); ok {
+		return keeper.ResultsOf(ctx, p)
+	}
+	return nil, nil //nolint:nilnil // no error, and no results
+}

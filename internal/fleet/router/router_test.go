@@ -1,0 +1,261 @@
+package router_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	testingclock "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/fleet/fleettest"
+	"batchtask.dev/operator/internal/fleet/router"
+	"batchtask.dev/operator/internal/testenv"
+	"batchtask.dev/operator/internal/testobj"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// database is one that was opened.
+type database struct {
+	*fleettest.Memory
+	url    string
+	closed chan struct{}
+}
+
+func (d *database) Close() { close(d.closed) }
+
+func (d *database) ResultsOf(context.Context, fleet.Product) (fleet.Results, error) {
+	return nil, errors.New("results of " + d.url)
+}
+
+// site is Databases that are opened in memory, over Secrets at a real API server.
+type site struct {
+	*router.Databases
+	t         *testing.T
+	env       *testenv.Env
+	namespace string
+	clock     *testingclock.FakePassiveClock
+
+	mu     sync.Mutex
+	opened []*database
+	fault  error // of opening
+}
+
+func newSite(t *testing.T, live client.Reader) *site {
+	t.Helper()
+	env := testenv.Start(t)
+	s := &site{t: t, env: env, namespace: env.Namespace(t), clock: testingclock.NewFakePassiveClock(time.Unix(1_700_000_000, 0))}
+	if live == nil {
+		live = env.Client
+	}
+	s.Databases = router.NewDatabases(live, s.clock, func(_ context.Context, url string) (router.Database, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.fault != nil {
+			return nil, s.fault
+		}
+		d := &database{fleettest.NewMemory(), url, make(chan struct{})}
+		s.opened = append(s.opened, d)
+		return d, nil
+	})
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *site) put(name, url string) *corev1.Secret {
+	s.t.Helper()
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name},
+		StringData: map[string]string{v1alpha1.DatabaseURLKey: url},
+	}
+	err := s.env.Client.Create(s.t.Context(), secret)
+	if client.IgnoreAlreadyExists(err) == nil && err != nil {
+		err = s.env.Client.Update(s.t.Context(), secret)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return secret
+}
+
+// store returns the URL of the open database, or the error.
+func (s *site) store(name string) (url string, err error) {
+	store, err := s.Store(s.t.Context(), client.ObjectKey{Namespace: s.namespace, Name: name})
+	if err != nil {
+		return "", err
+	}
+	return store.(*database).url, nil
+}
+
+func (s *site) want(when, name, url, fault string) {
+	s.t.Helper()
+	got, err := s.store(name)
+	if got != url || (err == nil) != (fault == "") || err != nil && !strings.Contains(err.Error(), fault) {
+		s.t.Errorf("%s: %q, %v; want %q, %q", when, got, err, url, fault)
+	}
+}
+
+func (s *site) pass(d time.Duration) { s.clock.SetTime(s.clock.Now().Add(d)) }
+
+func (s *site) wantClosed(what string, i int) {
+	s.t.Helper()
+	select {
+	case <-s.opened[i].closed:
+	case <-time.After(10 * time.Second):
+		s.t.Errorf("%s is not closed", what)
+	}
+}
+
+func TestDatabases(t *testing.T) {
+	s := newSite(t, nil)
+	s.want("no Secret", "db", "", `read Secret "db"`)
+	secret := s.put("db", "one")
+	s.want("at once after that", "db", "", `read Secret "db"`)
+	s.pass(3 * time.Second)
+	s.want("a moment later", "db", "one", "")
+	s.want("again", "db", "one", "")
+	if len(s.opened) != 1 {
+		t.Fatalf("%d databases were opened, want 1", len(s.opened))
+	}
+
+	s.put("db", "two")
+	s.want("changed a moment ago", "db", "one", "")
+	s.pass(31 * time.Second)
+	s.want("changed", "db", "two", "")
+	s.wantClosed("the database before", 0)
+
+	s.fault = errors.New("the server does not answer")
+	s.put("db", "three")
+	s.pass(31 * time.Second)
+	s.want("cannot be opened", "db", "", `open the database of Secret "db": the server does not answer`)
+	s.wantClosed("the second database", 1)
+	s.fault = nil
+	s.pass(3 * time.Second)
+	s.want("back", "db", "three", "")
+
+	if err := s.env.Client.Delete(t.Context(), secret); err != nil {
+		t.Fatal(err)
+	}
+	s.pass(31 * time.Second)
+	s.want("gone", "db", "", "not found")
+	s.wantClosed("the database of the Secret that is gone", 2)
+
+	other := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: "other"}, StringData: map[string]string{"URL": "x"}}
+	if err := s.env.Client.Create(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	s.want("another key", "other", "", `Secret "other" has no key DATABASE_URL`)
+}
+
+func TestIdleDatabaseIsClosed(t *testing.T) {
+	s := newSite(t, nil)
+	s.put("a", "a")
+	s.put("b", "b")
+	s.want("a", "a", "a", "")
+	s.want("b", "b", "b", "")
+	s.pass(9 * time.Minute)
+	s.want("b", "b", "b", "")
+	s.pass(2 * time.Minute)
+	s.want("b", "b", "b", "")
+	s.wantClosed("the one that nobody asks for", 0)
+	s.want("a", "a", "a", "") // opened anew
+	s.Close()
+	s.wantClosed("the one in use", 1)
+}
+
+// The API server out of reach leaves what is open alone.
+func TestSecretOutOfReach(t *testing.T) {
+	env := testenv.Start(t)
+	var away error
+	live := interceptor.NewClient(env.Client, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			if away != nil {
+				return away
+			}
+			return c.Get(ctx, key, obj, opts...)
+		},
+	})
+	s := newSite(t, live)
+	s.put("db", "one")
+	s.want("before", "db", "one", "")
+	away = errors.New("connection refused")
+	s.pass(31 * time.Second)
+	s.want("away", "db", "one", "")
+}
+
+// Who may not read the Secret is told what is missing.
+func TestForbidden(t *testing.T) {
+	env := testenv.Start(t)
+	config := rest.CopyConfig(env.Config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: "nobody"}
+	nobody, err := client.New(config, client.Options{Scheme: testenv.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t, nobody)
+	s.put("db", "one")
+	s.want("forbidden", "db", "", "bind the ClusterRole batchtask-database-reader in the namespace")
+}
+
+// Each product goes to the store that it names, whatever products others have.
+func TestRouter(t *testing.T) {
+	s := newSite(t, nil)
+	s.put("db", "one")
+	inKube := fleet.Product{Namespace: s.namespace, ProductID: "KUBE" + strings.ToUpper(strings.TrimPrefix(s.namespace, "test-"))}
+	inDatabase := fleet.Product{Namespace: s.namespace, ProductID: "DATA" + strings.ToUpper(strings.TrimPrefix(s.namespace, "test-"))}
+	data := testobj.Product("data").In(s.namespace).ID(inDatabase.ProductID).Obj()
+	data.Spec.Fleet = v1alpha1.Fleet{
+		Type:     v1alpha1.FleetTypePostgres,
+		Postgres: &v1alpha1.PostgresFleet{SecretRef: v1alpha1.SecretReference{Name: "db"}},
+	}
+	for _, p := range []*v1alpha1.Product{data, testobj.Product("kube").In(s.namespace).ID(inKube.ProductID).Obj()} {
+		if err := s.env.Client.Create(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kube := fleettest.NewMemory()
+	kube.Create(t, inKube, fleettest.Device{Name: "a"})
+	r := &router.Router{Products: s.env.Client, Kubernetes: kube, Databases: s.Databases}
+	if _, err := s.store("db"); err != nil {
+		t.Fatal(err)
+	}
+	s.opened[0].Create(t, inDatabase, fleettest.Device{Name: "b"}, fleettest.Device{Name: "c"})
+
+	nowhere := fleet.Product{Namespace: s.namespace, ProductID: "NOWHERE"}
+	for p, want := range map[fleet.Product]int64{inKube: 1, inDatabase: 2, nowhere: 0} {
+		if got, err := r.Total(t.Context(), p); err != nil || got != want {
+			t.Errorf("product %s has %d devices, %v; want %d", p.ProductID, got, err, want)
+		}
+		if got, err := r.Count(t.Context(), fleet.Query{Product: p}); err != nil || got != want {
+			t.Errorf("product %s: %d devices match, %v; want %d", p.ProductID, got, err, want)
+		}
+	}
+	if results, err := r.ResultsOf(t.Context(), inKube); results != nil || err != nil {
+		t.Errorf("results of objects are kept in %v, %v", results, err)
+	}
+	if _, err := r.ResultsOf(t.Context(), inDatabase); err == nil || err.Error() != "results of one" {
+		t.Errorf("results are not kept in the database: %v", err)
+	}
+
+	// A product whose database is away has no devices, and does not go elsewhere.
+	if err := s.env.Client.Delete(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: "db"}}); err != nil {
+		t.Fatal(err)
+	}
+	s.pass(31 * time.Second)
+	if _, err := r.Total(t.Context(), inDatabase); err == nil {
+		t.Error("devices were counted though the database is gone")
+	}
+	if got := r.ApplyDesired(t.Context(), inDatabase, fleet.DesiredUpdate{}, []string{"b", "c"}); len(got) != 2 || got[0].Err == nil || got[1].Err == nil {
+		t.Errorf("results without a database: %v", got)
+	}
+}
