@@ -36,6 +36,7 @@ type figure struct {
 type setup struct {
 	name         string // to select it by
 	managerFlags []string
+	shadowFlags  []string // none for no shadow service
 	shimFlags    []string // none for no HTTP front
 	measure      func(context.Context, *localenv.Env) ([]figure, error)
 }
@@ -50,6 +51,7 @@ func setups() []setup {
 		publish(20_000, false, ">= 0.6"),
 		publish(20_000, false, ">= 0.6", "--resend-limit=5000"),
 		{name: "shim", shimFlags: []string{"--rate-limit=100000", "--rate-burst=100000"}, measure: measureShim},
+		{name: "shadow", shadowFlags: shadowFlags, measure: measureShadow},
 	}
 }
 
@@ -86,6 +88,7 @@ func run(ctx context.Context, only []string) error {
 			Root: root, Dir: filepath.Join(root, ".dev", "bench"), Assets: assets,
 			Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", Progress: progress,
 			MQTTAddress: "127.0.0.1:0", ManagerFlags: c.managerFlags,
+			NoShadow: len(c.shadowFlags) == 0, ShadowFlags: c.shadowFlags,
 			NoShim: len(c.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: c.shimFlags,
 		}
 		err := localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) error {
@@ -98,7 +101,7 @@ func run(ctx context.Context, only []string) error {
 		}
 	}
 	if len(figures) == 0 {
-		return fmt.Errorf("there is no case %s; there are publish and shim", strings.Join(only, ", "))
+		return fmt.Errorf("there is no case %s; there are publish, shim and shadow", strings.Join(only, ", "))
 	}
 	show(figures)
 	return save(filepath.Join(root, "bin", "bench.json"), figures)
@@ -111,7 +114,7 @@ func show(figures []figure) {
 	for _, f := range figures {
 		limit, ratio := "-", "-"
 		if f.Limit > 0 {
-			limit, ratio = fmt.Sprintf("%.0f", f.Limit), fmt.Sprintf("%.2f", f.Ratio)
+			limit, ratio = fmt.Sprintf("%.1f", f.Limit), fmt.Sprintf("%.2f", f.Ratio)
 		}
 		fmt.Printf("%-72s %12.1f  %-14s %12s  %7s  %s\n", f.Case, f.Value, f.Unit, limit, ratio, f.Aim)
 	}
