@@ -11,17 +11,44 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/mqtt"
 )
 
-// commonOptions are the settings of every subcommand that runs in the cluster and
-// talks to the broker.
+// brokerOptions are the settings of the connections to the broker.
+type brokerOptions struct {
+	mqtt mqtt.Options
+}
+
+func (o *brokerOptions) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&o.mqtt.URL, "mqtt-url", os.Getenv("MQTT_URL"), "URL of the MQTT broker, such as tcp://mosquitto:1883 or ssl://broker:8883 (default from MQTT_URL)")
+	flags.StringVar(&o.mqtt.UsernameFile, "mqtt-username-file", "", "file with the user name at the broker; read again for each connection, like all files of the broker")
+	flags.StringVar(&o.mqtt.PasswordFile, "mqtt-password-file", "", "file with the password at the broker")
+	flags.StringVar(&o.mqtt.CAFile, "mqtt-ca-file", "", "file with the certificates that the broker's is checked against (default the system's)")
+	flags.StringVar(&o.mqtt.CertFile, "mqtt-cert-file", "", "file with the client certificate")
+	flags.StringVar(&o.mqtt.KeyFile, "mqtt-key-file", "", "file with the key of the client certificate")
+	flags.StringVar(&o.mqtt.ServerName, "mqtt-server-name", "", "name that the broker's certificate must have (default the host of --mqtt-url)")
+}
+
+// newPool makes a pool of connections that is not connected yet.
+func (o *brokerOptions) newPool(log logr.Logger) (*mqtt.Pool, error) {
+	o.mqtt.Log = log.WithName("mqtt")
+	o.mqtt.Metrics = mqtt.NewMetrics(metrics.Registry)
+	pool, err := mqtt.New(o.mqtt)
+	if err != nil {
+		return nil, fmt.Errorf("--mqtt-* settings: %w", err)
+	}
+	return pool, nil
+}
+
+// commonOptions are the settings of every subcommand that needs the broker and may
+// elect a leader.
 type commonOptions struct {
 	servingOptions
-	mqtt mqtt.Options
+	brokerOptions
 
 	namespace     string
 	leaderElect   bool
@@ -32,14 +59,7 @@ type commonOptions struct {
 
 func (o *commonOptions) bind(flags *pflag.FlagSet) {
 	o.servingOptions.bind(flags)
-
-	flags.StringVar(&o.mqtt.URL, "mqtt-url", os.Getenv("MQTT_URL"), "URL of the MQTT broker, such as tcp://mosquitto:1883 or ssl://broker:8883 (default from MQTT_URL)")
-	flags.StringVar(&o.mqtt.UsernameFile, "mqtt-username-file", "", "file with the user name at the broker; read again for each connection, like all files of the broker")
-	flags.StringVar(&o.mqtt.PasswordFile, "mqtt-password-file", "", "file with the password at the broker")
-	flags.StringVar(&o.mqtt.CAFile, "mqtt-ca-file", "", "file with the certificates that the broker's is checked against (default the system's)")
-	flags.StringVar(&o.mqtt.CertFile, "mqtt-cert-file", "", "file with the client certificate")
-	flags.StringVar(&o.mqtt.KeyFile, "mqtt-key-file", "", "file with the key of the client certificate")
-	flags.StringVar(&o.mqtt.ServerName, "mqtt-server-name", "", "name that the broker's certificate must have (default the host of --mqtt-url)")
+	o.brokerOptions.bind(flags)
 
 	flags.StringVar(&o.namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace that the program runs in (default from POD_NAMESPACE)")
 

@@ -17,7 +17,6 @@ import (
 	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/fleet/kube"
-	"batchtask.dev/operator/internal/mqtt"
 	"batchtask.dev/operator/internal/quota"
 )
 
@@ -45,7 +44,7 @@ func managerCommand() *cobra.Command {
 
 // runManager runs until stop ends, or the leader's Lease is lost.
 func runManager(stop context.Context, opts *managerOptions, log logr.Logger) error {
-	pool, err := newPool(opts, log)
+	pool, err := opts.newPool(log)
 	if err != nil {
 		return err
 	}
@@ -109,16 +108,6 @@ func drain(ctx context.Context, exec *executor.Executor, timeout time.Duration, 
 	if err := exec.Drain(ctx); err != nil {
 		log.Info("Ended before all tasks were drained", "detail", err.Error())
 	}
-}
-
-func newPool(opts *managerOptions, log logr.Logger) (*mqtt.Pool, error) {
-	opts.mqtt.Log = log.WithName("mqtt")
-	opts.mqtt.Metrics = mqtt.NewMetrics(metrics.Registry)
-	pool, err := mqtt.New(opts.mqtt)
-	if err != nil {
-		return nil, fmt.Errorf("--mqtt-* settings: %w", err)
-	}
-	return pool, nil
 }
 
 func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {

@@ -49,7 +49,7 @@ func TestWrongSettings(t *testing.T) {
 func TestWrongBroker(t *testing.T) {
 	opts := &managerOptions{}
 	opts.mqtt.URL = "http://broker"
-	if _, err := newPool(opts, logr.Discard()); err == nil {
+	if _, err := opts.newPool(logr.Discard()); err == nil {
 		t.Error("a broker behind http:// was accepted")
 	} else {
 		t.Log(err)

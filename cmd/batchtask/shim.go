@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,6 +21,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/mqtt"
 	"batchtask.dev/operator/internal/qcloud"
 	"batchtask.dev/operator/internal/shim"
 )
@@ -66,8 +69,12 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
+	pool, publisher, err := opts.broker(log)
+	if err != nil {
+		return err
+	}
 	handler := shim.NewHandler(shim.Options{
-		Client: live, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
+		Client: live, Shadows: kube.NewShadows(live), Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
 		Log: log.WithName("access"), Metrics: counted,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{
 			Hosts: opts.hosts, Window: opts.clockWindow, Limiter: shim.NewLimits(opts.rate, opts.burst, clk),
@@ -84,7 +91,7 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 			MaxHeaderBytes:    2 * qcloud.MaxBytes, // a query is part of the header
 		},
 	}
-	if err := mgr.Add(serveWhen{synced, server}); err != nil {
+	if err := mgr.Add(serveWhen{synced, pool, server}); err != nil {
 		return fmt.Errorf("add the HTTP server: %w", err)
 	}
 	if err := addChecks(mgr); err != nil {
@@ -118,10 +125,23 @@ func (o *shimOptions) listen(ctx context.Context) (net.Listener, error) {
 	}), nil
 }
 
+// broker returns the connections to the broker, as what they are and as what sends
+// messages; nil both where no broker is configured.
+func (o *shimOptions) broker(log logr.Logger) (*mqtt.Pool, shim.Publisher, error) {
+	if o.mqtt.URL == "" {
+		log.Info("No --mqtt-url: the calls that send messages to devices are not served")
+		return nil, nil, nil
+	}
+	pool, err := o.newPool(log)
+	return pool, pool, err
+}
+
 // serveWhen serves as soon as synced says so: before, a caller would be told that
-// its credentials do not exist.
+// its credentials do not exist. The pool, unless nil, ends after the server, which
+// may have calls in flight that need it.
 type serveWhen struct {
 	synced func() bool
+	pool   *mqtt.Pool
 	server *manager.Server
 }
 
@@ -132,7 +152,16 @@ func (s serveWhen) Start(ctx context.Context) error {
 	if !toolscache.WaitForCacheSync(ctx.Done(), s.synced) {
 		return nil
 	}
-	return s.server.Start(ctx)
+	if s.pool == nil {
+		return s.server.Start(ctx)
+	}
+	connected, disconnect := context.WithCancel(context.WithoutCancel(ctx))
+	defer disconnect()
+	ended := make(chan error, 1)
+	go func() { ended <- s.pool.Start(connected) }()
+	err := s.server.Start(ctx)
+	disconnect()
+	return errors.Join(err, <-ended)
 }
 
 // NeedLeaderElection implements [manager.LeaderElectionRunnable]: every replica serves.

@@ -11,9 +11,11 @@ import (
 	"batchtask.dev/operator/internal/shim"
 )
 
-// shimOptions are the settings of the HTTP front.
+// shimOptions are the settings of the HTTP front. Where there is no --mqtt-url it
+// does without the calls that send messages.
 type shimOptions struct {
 	servingOptions
+	brokerOptions
 
 	bindAddr string
 	certFile string
@@ -32,6 +34,7 @@ type shimOptions struct {
 
 func (o *shimOptions) bind(flags *pflag.FlagSet) {
 	o.servingOptions.bind(flags)
+	o.brokerOptions.bind(flags)
 	flags.StringVar(&o.bindAddr, "bind-address", ":8080", "address of the API")
 	flags.StringVar(&o.certFile, "tls-cert-file", "", "file with the certificate to serve with; read again when it changes, like its key (default plain HTTP)")
 	flags.StringVar(&o.keyFile, "tls-key-file", "", "file with the certificate's key")

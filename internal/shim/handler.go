@@ -12,6 +12,7 @@ import (
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/qcloud"
 )
 
@@ -25,6 +26,11 @@ const (
 type Options struct {
 	// Client reads from and writes to the API server, past any cache. Required.
 	Client client.Client
+	// Shadows are those of all devices. Required.
+	Shadows Shadows
+	// Publisher sends messages to devices. Without one (nil) the actions that send any
+	// are not known.
+	Publisher Publisher
 	// Verifier says who calls. Required.
 	Verifier *qcloud.Verifier
 	// Clock is the time. Required.
@@ -44,8 +50,9 @@ type Options struct {
 // Handler serves both versions of the API, each at its path.
 type Handler struct {
 	Options
-	tasks tasks
-	slots chan struct{}
+	tasks   tasks
+	devices devices
+	slots   chan struct{}
 }
 
 var _ http.Handler = (*Handler)(nil)
@@ -61,7 +68,11 @@ func NewHandler(options Options) *Handler {
 	return &Handler{
 		Options: options,
 		tasks:   tasks{client: options.Client, clock: options.Clock},
-		slots:   make(chan struct{}, options.MaxInFlight),
+		devices: devices{
+			products: product.Finder{Reader: options.Client}, shadows: options.Shadows,
+			publisher: options.Publisher, clock: options.Clock,
+		},
+		slots: make(chan struct{}, options.MaxInFlight),
 	}
 }
 
@@ -93,6 +104,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, version qcloud.V
 	result, err := h.answer(r, x)
 	var writing error
 	if err != nil {
+		err = qcloud.AsError(err).In(x.action)
 		writing = qcloud.WriteError(w, version, x.requestID, err)
 	} else {
 		writing = qcloud.WriteResult(w, version, x.requestID, result)
@@ -121,6 +133,9 @@ func (h *Handler) answer(r *http.Request, x *exchange) (result qcloud.Result, er
 		x.caller = qcloud.Caller{SecretID: call.SecretID}
 		return nil, err
 	}
+	if h.Publisher == nil && x.known && needsBroker(x.action) {
+		return nil, qcloud.Errorf(qcloud.KindUnknownAction, "Action", "%q needs a broker, and none is configured", x.action)
+	}
 	request, err := call.Decode()
 	if err != nil {
 		return nil, err
@@ -129,11 +144,26 @@ func (h *Handler) answer(r *http.Request, x *exchange) (result qcloud.Result, er
 	// exists must not depend on the moment, and the log tells which it is.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.Timeout)
 	defer cancel()
-	result, err = h.tasks.do(ctx, account{namespace: x.caller.Account, version: x.version}, request)
+	result, err = h.do(ctx, account{namespace: x.caller.Account, version: x.version}, request)
 	if created, ok := result.(qcloud.CreateTaskResult); ok {
 		x.taskID = created.TaskID
 	}
 	return result, err
+}
+
+// do returns a *[qcloud.Error] for what is the caller's fault; any other error is
+// internal.
+func (h *Handler) do(ctx context.Context, a account, request qcloud.Request) (qcloud.Result, error) {
+	switch request := request.(type) {
+	case *qcloud.GetDeviceShadow:
+		return h.devices.get(ctx, a, request)
+	case *qcloud.UpdateDeviceShadow:
+		return h.devices.update(ctx, a, request)
+	case *qcloud.Publish:
+		return h.devices.publish(ctx, a, request)
+	default:
+		return h.tasks.do(ctx, a, request)
+	}
 }
 
 // enter waits for one of the places of calls that are worked on at once.

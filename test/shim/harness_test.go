@@ -29,6 +29,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/mqtt"
 	"batchtask.dev/operator/internal/qcloud"
 	"batchtask.dev/operator/internal/shim"
 	"batchtask.dev/operator/internal/testenv"
@@ -54,6 +56,7 @@ type front struct {
 // settings of a front that are not the defaults.
 type settings struct {
 	client  client.Client // in place of one to the API server
+	broker  string        // URL; none without
 	timeout time.Duration
 	rate    float64
 	burst   int
@@ -95,8 +98,17 @@ func startFront(t *testing.T, s *system.System, set settings) *front {
 		set.timeout = time.Minute // a busy machine
 	}
 	clk := clock.RealClock{}
+	var publisher shim.Publisher
+	if set.broker != "" {
+		pool, err := mqtt.New(mqtt.Options{URL: set.broker})
+		if err != nil {
+			t.Fatal(err)
+		}
+		running.Go(func() { _ = pool.Start(ctx) })
+		publisher = pool
+	}
 	server := httptest.NewServer(shim.NewHandler(shim.Options{
-		Client: set.client, Clock: clk, Timeout: set.timeout, Log: logr.New(f.log.sink()), Metrics: metrics,
+		Client: set.client, Shadows: kube.NewShadows(set.client), Publisher: publisher, Clock: clk, Timeout: set.timeout, Log: logr.New(f.log.sink()), Metrics: metrics,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{Limiter: shim.NewLimits(set.rate, set.burst, clk)}),
 	}))
 	t.Cleanup(server.Close)

@@ -1,0 +1,60 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"batchtask.dev/operator/internal/mqtt"
+)
+
+// Publisher sends messages to devices; a [*mqtt.Pool] is one.
+type Publisher interface {
+	// Publish takes a message; see [mqtt.Pool.Publish].
+	Publish(ctx context.Context, d mqtt.Delivery) error
+}
+
+// message is one message of a call on its way to the broker.
+type message struct {
+	ctx     context.Context //nolint:containedctx // Live asks it; the message lives as long as its call
+	account string
+	topic   string
+	payload []byte
+	settled chan error
+}
+
+var _ mqtt.Delivery = (*message)(nil)
+
+// Source groups the messages of one account, so that one that makes the broker hang
+// up delays nobody else's.
+func (m *message) Source() any { return m.account }
+
+// Topic is the whole MQTT topic.
+func (m *message) Topic() string { return m.topic }
+
+// Payload is the content.
+func (m *message) Payload() []byte { return m.payload }
+
+// Live reports whether the call still waits.
+func (m *message) Live() bool { return m.ctx.Err() == nil }
+
+// Settle takes the result.
+func (m *message) Settle(err error) { m.settled <- err }
+
+// publish returns nil once the broker has acknowledged the message. After an error
+// the broker may have it all the same.
+func publish(ctx context.Context, publisher Publisher, account, topic string, payload []byte) error {
+	m := &message{ctx: ctx, account: account, topic: topic, payload: payload, settled: make(chan error, 1)}
+	err := publisher.Publish(ctx, m)
+	if err == nil {
+		select {
+		case err = <-m.settled:
+		case <-ctx.Done():
+			err = errors.Join(ctx.Err(), errors.New("the broker has not acknowledged the message"))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("publishing to %s: %w", topic, err)
+	}
+	return nil
+}
