@@ -2,9 +2,12 @@ package postgres
 
 import (
 	"context"
+	"encoding/binary"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"batchtask.dev/operator/internal/fleet"
 )
@@ -13,21 +16,37 @@ import (
 // trips do not count, and few enough that the rows are not locked for long.
 const applyChunk = 4096
 
-// The statements go through the names in their order: see session.
+// The devices of a task mostly stand side by side in the index. So their rows are read
+// as a range, which is several times cheaper than to look each one up, as long as that
+// meets few others; the rest is read by name.
+//
+// A row is then written where it was found. It is still the one that was read if the
+// same transaction has written it (see readSQL) and it has the same key: a table that
+// was written anew as a whole, by VACUUM FULL, has another row in that place.
+//
+// All of them go through the names in their order: see session.
 const (
-	applyReadSQL = `SELECT n.ord, d.xmin, d.version, d.changed_ms, $4 = ANY (d.applied_tasks), d.reported, d.desired, d.metadata
-		FROM unnest($3::text[]) WITH ORDINALITY AS n (name, ord)
+	shadowColumns = `d.device_name, d.ctid, d.xmin, d.version, d.changed_ms, $3 = ANY (d.applied_tasks), d.reported, d.desired, d.metadata`
+	applyRangeSQL = `SELECT ` + shadowColumns + ` FROM batchtask_device d
+		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name >= $4 AND d.device_name <= $5
+		ORDER BY d.device_name LIMIT $6`
+	applyReadSQL = `SELECT ` + shadowColumns + ` FROM unnest($4::text[]) AS n (name)
 		JOIN batchtask_device d ON d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name`
-	applyLockSQL  = applyReadSQL + ` ORDER BY n.name FOR NO KEY UPDATE OF d`
-	applyWriteSQL = `UPDATE batchtask_device AS d
-		SET desired = n.desired, metadata = n.metadata, version = d.version + 1, changed_ms = $4,
-			applied_tasks = (d.applied_tasks || $3::text)[greatest(cardinality(d.applied_tasks) - 14, 1):]
-		FROM unnest($5::text[], $6::xid[], $7::text[], $8::text[]) AS n (name, row, desired, metadata)
-		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name AND d.xmin = n.row`
+	applyLockSQL = applyReadSQL + ` ORDER BY d.device_name FOR NO KEY UPDATE OF d`
+
+	applySet = `UPDATE batchtask_device AS d SET version = d.version + 1, changed_ms = $4,
+		applied_tasks = CASE WHEN cardinality(d.applied_tasks) < 16 THEN d.applied_tasks || $3::text
+			ELSE d.applied_tasks[cardinality(d.applied_tasks) - 14:] || $3::text END, `
+	applyWhere = ` WHERE d.ctid = n.place AND d.xmin = n.row AND d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name`
+	// applyEachSQL writes documents of its own to each row, applyAllSQL the same to all.
+	applyEachSQL = applySet + `desired = n.desired, metadata = n.metadata
+		FROM unnest($5::text[], $6::tid[], $7::xid[], $8::text[], $9::text[]) AS n (name, place, row, desired, metadata)` + applyWhere
+	applyAllSQL = applySet + `desired = $8, metadata = $9
+		FROM unnest($5::text[], $6::tid[], $7::xid[]) AS n (name, place, row)` + applyWhere
 )
 
-// ApplyDesired implements [fleet.Store]. For up to 4096 names it costs one read and
-// one write, and another read and write where somebody else has written in between.
+// ApplyDesired implements [fleet.Store]. For up to 4096 names it costs one or two
+// reads and one write, and one of each more where somebody else has written in between.
 func (s *Store) ApplyDesired(ctx context.Context, p fleet.Product, u fleet.DesiredUpdate, names []string) []fleet.DesiredResult {
 	a := &application{store: s, product: p, update: u, memo: newMemo(u)}
 	sorted := slices.Clone(names)
@@ -64,8 +83,9 @@ type application struct {
 type device struct {
 	name   string
 	result fleet.DesiredResult
-	// row identifies the row that was read.
-	row uint32
+	// place is where the row is that was read, and row the transaction that wrote it.
+	place pgtype.TID
+	row   uint32
 	// desired and metadata are to be written, if write is set.
 	write             bool
 	desired, metadata string
@@ -80,13 +100,13 @@ func (a *application) apply(ctx context.Context, devices []*device) {
 		return
 	}
 	err := a.store.call(ctx, "updating shadows", func(ctx context.Context) error {
-		conflict, err := a.try(ctx, a.store.pool, applyReadSQL, devices)
+		conflict, err := a.try(ctx, a.store.pool, false, devices)
 		if err != nil || !conflict {
 			return err
 		}
 		// Some were not written. Those that were find the task in their shadow now.
 		return pgx.BeginFunc(ctx, a.store.pool, func(tx pgx.Tx) error {
-			conflict, err := a.try(ctx, tx, applyLockSQL, devices)
+			conflict, err := a.try(ctx, tx, true, devices)
 			if err == nil && conflict {
 				err = errConflict
 			}
@@ -114,52 +134,102 @@ type connection interface {
 
 // try reads the shadows, computes the results and writes those that change. conflict
 // says that somebody else has written some of them in between, which are as they were.
-func (a *application) try(ctx context.Context, db connection, readSQL string, devices []*device) (conflict bool, err error) {
-	if err := a.read(ctx, db, readSQL, devices); err != nil {
+func (a *application) try(ctx context.Context, db connection, lock bool, devices []*device) (conflict bool, err error) {
+	for _, d := range devices {
+		d.write, d.result = false, fleet.DesiredResult{Err: fleet.ErrDeviceGone}
+	}
+	if err := a.read(ctx, db, lock, devices); err != nil {
 		return false, err
 	}
+	return a.write(ctx, db, devices)
+}
+
+// read reads the shadows of the devices and computes what becomes of them.
+func (a *application) read(ctx context.Context, db connection, lock bool, devices []*device) error {
+	sql := applyLockSQL
+	if !lock {
+		sql = applyReadSQL
+		first, last := devices[0].name, devices[len(devices)-1].name
+		limit := len(devices) + len(devices)/4
+		n, reached, err := a.take(ctx, db, devices, applyRangeSQL, first, last, limit)
+		if err != nil || n < limit {
+			return err
+		}
+		devices = devices[slices.IndexFunc(devices, func(d *device) bool { return d.name >= reached }):]
+		if devices[0].name == reached {
+			devices = devices[1:]
+		}
+	}
+	if len(devices) == 0 {
+		return nil
+	}
+	names := make([]string, len(devices))
+	for i, d := range devices {
+		names[i] = d.name
+	}
+	_, _, err := a.take(ctx, db, devices, sql, names)
+	return err
+}
+
+// take hands the rows of a statement to the devices that they are of; both are in the
+// order of the names. It returns how many rows there were, and the last name.
+func (a *application) take(ctx context.Context, db connection, devices []*device, sql string, args ...any) (n int, last string, err error) {
+	rows, err := db.Query(ctx, sql, append([]any{a.product.Namespace, a.product.ProductID, a.update.TaskUID}, args...)...)
+	if err != nil {
+		return 0, "", err
+	}
+	err = each(rows, func(r pgx.CollectableRow) error {
+		values := r.RawValues()
+		n++
+		for len(devices) > 0 && devices[0].name < string(values[0]) {
+			devices = devices[1:]
+		}
+		if len(devices) > 0 && devices[0].name == string(values[0]) {
+			d := devices[0]
+			d.place = pgtype.TID{BlockNumber: binary.BigEndian.Uint32(values[1]), OffsetNumber: binary.BigEndian.Uint16(values[1][4:]), Valid: true}
+			d.row = binary.BigEndian.Uint32(values[2])
+			a.memo.apply(d, input{
+				version: integer(values[3]), timestamp: integer(values[4]), applied: values[5][0] != 0,
+				reported: values[6], desired: values[7], metadata: values[8],
+			})
+		}
+		last = string(values[0])
+		return nil
+	})
+	return n, last, err
+}
+
+// integer decodes a bigint.
+func integer(value []byte) int64 {
+	return int64(binary.BigEndian.Uint64(value)) //nolint:gosec // the protocol sends the bits of an int64
+}
+
+// write writes what read has computed.
+func (a *application) write(ctx context.Context, db connection, devices []*device) (conflict bool, err error) {
 	var (
 		names             []string
+		places            []pgtype.TID
 		rows              []uint32
 		desired, metadata []string
+		same              = true
 	)
 	for _, d := range devices {
-		if d.write {
-			names, rows = append(names, d.name), append(rows, d.row)
-			desired, metadata = append(desired, d.desired), append(metadata, d.metadata)
+		if !d.write {
+			continue
 		}
+		names, places, rows = append(names, d.name), append(places, d.place), append(rows, d.row)
+		desired, metadata = append(desired, d.desired), append(metadata, d.metadata)
+		same = same && d.desired == desired[0] && d.metadata == metadata[0]
 	}
 	if len(names) == 0 {
 		return false, nil
 	}
-	tag, err := db.Exec(ctx, applyWriteSQL, a.product.Namespace, a.product.ProductID,
-		a.update.TaskUID, a.update.Now.UnixMilli(), names, rows, desired, metadata)
+	args := []any{a.product.Namespace, a.product.ProductID, a.update.TaskUID, a.update.Now.UnixMilli(), names, places, rows}
+	var tag pgconn.CommandTag
+	if same {
+		tag, err = db.Exec(ctx, applyAllSQL, append(args, desired[0], metadata[0])...)
+	} else {
+		tag, err = db.Exec(ctx, applyEachSQL, append(args, desired, metadata)...)
+	}
 	return tag.RowsAffected() != int64(len(names)), err
-}
-
-// read reads the shadows of the devices and computes what becomes of them.
-func (a *application) read(ctx context.Context, db connection, sql string, devices []*device) error {
-	names := make([]string, len(devices))
-	for i, d := range devices {
-		names[i] = d.name
-		d.write, d.result = false, fleet.DesiredResult{Err: fleet.ErrDeviceGone}
-	}
-	rows, err := db.Query(ctx, sql, a.product.Namespace, a.product.ProductID, names, a.update.TaskUID)
-	if err != nil {
-		return err
-	}
-	var (
-		ord int64
-		row uint32
-		in  input
-	)
-	return each(rows, func(r pgx.CollectableRow) error {
-		if err := r.Scan(&ord, &row, &in.version, &in.timestamp, &in.applied, &in.reported, &in.desired, &in.metadata); err != nil {
-			return err
-		}
-		d := devices[ord-1]
-		d.row = row
-		a.memo.apply(d, in)
-		return nil
-	})
 }

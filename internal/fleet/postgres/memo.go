@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"encoding/binary"
 	"strconv"
 	"strings"
 
@@ -13,22 +14,28 @@ import (
 // [fleet.DesiredUpdate.Apply] and stand there alone.
 type memo struct {
 	update fleet.DesiredUpdate
-	known  map[content]outcome
+	known  map[string]outcome // by key
+	key    []byte
 }
 
-// content is what the outcome of an update depends on, beside the version.
-type content struct {
-	reported, desired, metadata string
-	// timestamp is that of the shadow if the task was applied already, else 0: the
-	// update replaces it.
-	timestamp int64
-	applied   bool
-}
-
-// input is a shadow as it was read.
+// input is a shadow as it was read. The documents are the driver's.
 type input struct {
-	content
-	version int64
+	reported, desired, metadata []byte
+	version, timestamp          int64
+	applied                     bool // the task is remembered
+}
+
+// keyOf returns what the outcome of an update depends on: all but the version, and but
+// for the timestamp where the update replaces that.
+func (m *memo) keyOf(in input) []byte {
+	key := binary.AppendUvarint(m.key[:0], uint64(len(in.reported)))
+	key = binary.AppendUvarint(key, uint64(len(in.desired)))
+	key = append(append(append(key, in.reported...), in.desired...), in.metadata...)
+	if in.applied {
+		key = binary.AppendVarint(append(key, 0), in.timestamp)
+	}
+	m.key = key
+	return key
 }
 
 // outcome is what the update makes of a content.
@@ -45,19 +52,17 @@ type outcome struct {
 const mostKnown = 1024
 
 func newMemo(u fleet.DesiredUpdate) *memo {
-	return &memo{update: u, known: map[content]outcome{}}
+	return &memo{update: u, known: map[string]outcome{}}
 }
 
 // apply sets the result of a device, and what is to be written.
 func (m *memo) apply(d *device, in input) {
-	if !in.applied {
-		in.timestamp = 0
-	}
-	o, ok := m.known[in.content]
+	key := m.keyOf(in)
+	o, ok := m.known[string(key)]
 	if !ok {
-		var whole bool
-		if o, whole = m.compute(in); whole && len(m.known) < mostKnown {
-			m.known[in.content] = o
+		var shared bool
+		if o, shared = m.compute(in); shared && len(m.known) < mostKnown {
+			m.known[string(key)] = o
 		}
 	}
 	d.result.Err = o.err
@@ -87,7 +92,7 @@ func version(in input, write bool) int64 {
 // end.
 func (m *memo) compute(in input) (o outcome, shared bool) {
 	was := fleet.Shadow{Stored: shadow.Stored{
-		Reported: in.reported, Desired: in.desired, Metadata: in.metadata, Version: in.version, Timestamp: in.timestamp,
+		Reported: string(in.reported), Desired: string(in.desired), Metadata: string(in.metadata), Version: in.version, Timestamp: in.timestamp,
 	}}
 	if in.applied {
 		was.AppliedTasks = []string{m.update.TaskUID}

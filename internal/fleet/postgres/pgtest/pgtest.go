@@ -350,3 +350,36 @@ func freePort(t testing.TB) int {
 	defer func() { _ = l.Close() }()
 	return l.Addr().(*net.TCPAddr).Port
 }
+
+// CPU returns the processor time that the server and all its processes have used,
+// those that have ended included. It is exact to some hundredths of a second.
+func (s *Server) CPU(t testing.TB) time.Duration {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		t.Fatal("PostgreSQL does not run")
+	}
+	pid := s.process.Process.Pid
+	ticks := ticksOf(pid, 4)
+	for _, child := range children(pid) {
+		ticks += ticksOf(child, 2)
+	}
+	const perSecond = 100 // USER_HZ, on all that Go runs on
+	return time.Duration(ticks) * time.Second / perSecond
+}
+
+// ticksOf adds up the first of the four times in /proc/pid/stat: in user and in system
+// mode, and the same of children that were waited for.
+func ticksOf(pid, times int) (ticks int64) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	// The name of the program, in parentheses, may have spaces.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	const firstTime = 11
+	fields := strings.Fields(rest)
+	for i := firstTime; i < firstTime+times && i < len(fields); i++ {
+		n, _ := strconv.ParseInt(fields[i], 10, 64)
+		ticks += n
+	}
+	return ticks
+}
