@@ -116,14 +116,16 @@ func (r *Results) Tasks(ctx context.Context) (uids []string, err error) {
 	return uids, err
 }
 
-// Delete removes all results of a task, in steps: after an error some may be left,
-// and the task is still among Tasks.
+// Delete removes all results of a task. It takes large ones in steps: after an error
+// some may be left, and the task is still among Tasks.
 func (r *Results) Delete(ctx context.Context, taskUID string) error {
-	for _, table := range []string{"batchtask_result_range", "batchtask_result_failure", "batchtask_result_task"} {
+	doing := "deleting the results of task " + taskUID
+	tables := []string{"batchtask_result_range", "batchtask_result_failure"}
+	for _, table := range tables {
 		for deleted := int64(deletePage); deleted == deletePage; {
-			err := r.store.call(ctx, "deleting the results of task "+taskUID, func(ctx context.Context) error {
-				tag, err := r.store.pool.Exec(ctx, `DELETE FROM `+table+` WHERE ctid = ANY (ARRAY(
-					SELECT ctid FROM `+table+` WHERE task_uid = $1 LIMIT $2)) AND task_uid = $1`, taskUID, deletePage)
+			err := r.store.call(ctx, doing, func(ctx context.Context) error {
+				tag, err := r.store.pool.Exec(ctx, `DELETE FROM `+table+` WHERE task_uid = $1 AND ctid = ANY (ARRAY(
+					SELECT ctid FROM `+table+` WHERE task_uid = $1 LIMIT $2))`, taskUID, deletePage)
 				deleted = tag.RowsAffected()
 				return err
 			})
@@ -132,5 +134,14 @@ func (r *Results) Delete(ctx context.Context, taskUID string) error {
 			}
 		}
 	}
-	return nil
+	// What was recorded meanwhile goes together with the row of the task, since nobody
+	// would find it without that.
+	return r.change(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		batch.Queue(resultOwnedSQL, taskUID)
+		for _, table := range append(tables, "batchtask_result_task") {
+			batch.Queue(`DELETE FROM `+table+` WHERE task_uid = $1`, taskUID)
+		}
+		return tx.SendBatch(ctx, batch).Close()
+	})
 }
