@@ -104,7 +104,7 @@ func BenchmarkApplyDesired(b *testing.B) {
 }
 
 // all runs a statement that may change any number of rows.
-func (h *harness) all(b *testing.B, sql string, args ...any) {
+func (h *harness) all(b testing.TB, sql string, args ...any) {
 	b.Helper()
 	if _, err := h.pool.Exec(b.Context(), sql, args...); err != nil {
 		b.Fatal(err)
