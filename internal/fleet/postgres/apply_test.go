@@ -246,7 +246,12 @@ func (h *harness) applyAll(t testing.TB, store *Store, p fleet.Product, u fleet.
 				again, last = append(again, names[i]), result.Err
 			}
 		}
-		if names = again; ctx.Err() != nil {
+		if names = again; len(names) == 0 {
+			return
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
 			t.Errorf("%d devices never got the update: %v", len(names), last)
 			return
 		}
