@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"slices"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -26,11 +27,14 @@ const applyChunk = 4096
 //
 // All of them go through the names in their order: see session.
 const (
-	shadowColumns = `d.device_name, d.ctid, d.xmin, d.version, d.changed_ms, $3 = ANY (d.applied_tasks), d.reported, d.desired, d.metadata`
+	// The documents come only where they are not those that are expected.
+	shadowColumns = `d.device_name, d.ctid, d.xmin, d.version,
+		CASE WHEN d.reported = $4 AND d.desired = $5 AND d.metadata = $6 AND NOT $3 = ANY (d.applied_tasks) THEN NULL
+			ELSE ARRAY[d.reported, d.desired, d.metadata, d.changed_ms::text, coalesce($3 = ANY (d.applied_tasks), false)::text] END`
 	applyRangeSQL = `SELECT ` + shadowColumns + ` FROM batchtask_device d
-		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name >= $4 AND d.device_name <= $5
-		ORDER BY d.device_name LIMIT $6`
-	applyReadSQL = `SELECT ` + shadowColumns + ` FROM unnest($4::text[]) AS n (name)
+		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name >= $7 AND d.device_name <= $8
+		ORDER BY d.device_name LIMIT $9`
+	applyReadSQL = `SELECT ` + shadowColumns + ` FROM unnest($7::text[]) AS n (name)
 		JOIN batchtask_device d ON d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name`
 	applyLockSQL = applyReadSQL + ` ORDER BY d.device_name FOR NO KEY UPDATE OF d`
 
@@ -174,34 +178,56 @@ func (a *application) read(ctx context.Context, db connection, lock bool, device
 // take hands the rows of a statement to the devices that they are of; both are in the
 // order of the names. It returns how many rows there were, and the last name.
 func (a *application) take(ctx context.Context, db connection, devices []*device, sql string, args ...any) (n int, last string, err error) {
-	rows, err := db.Query(ctx, sql, append([]any{a.product.Namespace, a.product.ProductID, a.update.TaskUID}, args...)...)
+	expected := *a.store.expected.Load()
+	rows, err := db.Query(ctx, sql, append([]any{
+		a.product.Namespace, a.product.ProductID, a.update.TaskUID, expected.reported, expected.desired, expected.metadata,
+	}, args...)...)
 	if err != nil {
 		return 0, "", err
 	}
+	asExpected, others := 0, 0
+	var other documents
 	err = each(rows, func(r pgx.CollectableRow) error {
 		values := r.RawValues()
 		n++
 		for len(devices) > 0 && devices[0].name < string(values[0]) {
 			devices = devices[1:]
 		}
-		if len(devices) > 0 && devices[0].name == string(values[0]) {
-			d := devices[0]
-			d.place = pgtype.TID{BlockNumber: binary.BigEndian.Uint32(values[1]), OffsetNumber: binary.BigEndian.Uint16(values[1][4:]), Valid: true}
-			d.row = binary.BigEndian.Uint32(values[2])
-			a.memo.apply(d, input{
-				version: integer(values[3]), timestamp: integer(values[4]), applied: values[5][0] != 0,
-				reported: values[6], desired: values[7], metadata: values[8],
-			})
-		}
 		last = string(values[0])
-		return nil
+		if len(devices) == 0 || devices[0].name != last {
+			return nil
+		}
+		d := devices[0]
+		d.place = pgtype.TID{BlockNumber: binary.BigEndian.Uint32(values[1]), OffsetNumber: binary.BigEndian.Uint16(values[1][4:]), Valid: true}
+		d.row = binary.BigEndian.Uint32(values[2])
+		version := int64(binary.BigEndian.Uint64(values[3])) //nolint:gosec // the protocol sends the bits of an int64
+		if values[4] == nil {
+			asExpected++
+			a.memo.apply(d, input{documents: expected, version: version})
+			return nil
+		}
+		in, err := decode(r, version)
+		if err == nil {
+			others++
+			other = in.documents
+			a.memo.apply(d, in)
+		}
+		return err
 	})
+	if err == nil && others > asExpected && other.size() <= mostExpected {
+		a.store.expected.Store(&other)
+	}
 	return n, last, err
 }
 
-// integer decodes a bigint.
-func integer(value []byte) int64 {
-	return int64(binary.BigEndian.Uint64(value)) //nolint:gosec // the protocol sends the bits of an int64
+// decode returns the shadow of a row that has the documents.
+func decode(r pgx.CollectableRow, version int64) (input, error) {
+	var fields []string
+	if err := r.Scan(nil, nil, nil, nil, &fields); err != nil {
+		return input{}, err
+	}
+	timestamp, err := strconv.ParseInt(fields[3], 10, 64)
+	return input{documents{fields[0], fields[1], fields[2]}, version, timestamp, fields[4] == "true"}, err
 }
 
 // write writes what read has computed.

@@ -123,7 +123,8 @@ func (h *harness) seed(t testing.TB, p fleet.Product, n int) []string {
 			return []any{
 				p.Namespace, p.ProductID, deviceName(i), shadowOf, `{"state":"closed"}`,
 				`{"reported":{"battery":{"timestamp":1700000000000},"firmware":{"timestamp":1690000000000},"position":{"lat":{"timestamp":1700000000000},"lon":{"timestamp":1700000000000}},"state":{"timestamp":1700000000000}},"desired":{"state":{"timestamp":1695000000000}}}`,
-				int64(i%1000 + 1), int64(1700000000000), []string{"5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b10", "5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b11"},
+				int64(i%1000 + 1), int64(1700000000000),
+				[]string{"5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b10", "5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b11"},
 			}, nil
 		}))
 	if err != nil {

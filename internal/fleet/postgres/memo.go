@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"encoding/binary"
 	"strconv"
 	"strings"
 
@@ -14,32 +13,38 @@ import (
 // [fleet.DesiredUpdate.Apply] and stand there alone.
 type memo struct {
 	update fleet.DesiredUpdate
-	known  map[string]outcome // by key
-	key    []byte
+	known  map[key]outcome
+	// last is the outcome of the content that came last: the next is likely the same.
+	last    outcome
+	lastKey key
 }
 
-// input is a shadow as it was read. The documents are the driver's.
+// documents are those of a shadow as they are stored.
+type documents struct{ reported, desired, metadata string }
+
+func (d documents) size() int { return len(d.reported) + len(d.desired) + len(d.metadata) }
+
+// mostExpected is the size of the documents up to which a store expects that other
+// devices have the same; larger ones would cost more to send than is saved.
+const mostExpected = 4096
+
+// input is a shadow as it was read.
 type input struct {
-	reported, desired, metadata []byte
-	version, timestamp          int64
-	applied                     bool // the task is remembered
+	documents
+	version, timestamp int64
+	applied            bool // the task is remembered
 }
 
-// keyOf returns what the outcome of an update depends on: all but the version, and but
-// for the timestamp where the update replaces that.
-func (m *memo) keyOf(in input) []byte {
-	key := binary.AppendUvarint(m.key[:0], uint64(len(in.reported)))
-	key = binary.AppendUvarint(key, uint64(len(in.desired)))
-	key = append(append(append(key, in.reported...), in.desired...), in.metadata...)
-	if in.applied {
-		key = binary.AppendVarint(append(key, 0), in.timestamp)
-	}
-	m.key = key
-	return key
+// key is what the outcome of an update depends on, beside the version.
+type key struct {
+	documents
+	applied   bool
+	timestamp int64 // 0 unless applied: the update replaces it
 }
 
 // outcome is what the update makes of a content.
 type outcome struct {
+	shared            bool // by all shadows of that content
 	err               error
 	write             bool
 	desired, metadata string
@@ -52,19 +57,12 @@ type outcome struct {
 const mostKnown = 1024
 
 func newMemo(u fleet.DesiredUpdate) *memo {
-	return &memo{update: u, known: map[string]outcome{}}
+	return &memo{update: u, known: map[key]outcome{}}
 }
 
 // apply sets the result of a device, and what is to be written.
 func (m *memo) apply(d *device, in input) {
-	key := m.keyOf(in)
-	o, ok := m.known[string(key)]
-	if !ok {
-		var shared bool
-		if o, shared = m.compute(in); shared && len(m.known) < mostKnown {
-			m.known[string(key)] = o
-		}
-	}
+	o := m.outcome(in)
 	d.result.Err = o.err
 	d.write, d.desired, d.metadata = o.write, o.desired, o.metadata
 	if o.before == "" {
@@ -76,7 +74,27 @@ func (m *memo) apply(d *device, in input) {
 	if o.after != "" {
 		delta = strconv.AppendInt(delta, version(in, o.write), 10)
 	}
-	d.result.Delta = append(delta, o.after...)
+	delta = append(delta, o.after...)
+	d.result.Delta = delta
+}
+
+// outcome returns what becomes of a shadow.
+func (m *memo) outcome(in input) outcome {
+	k := key{documents: in.documents, applied: in.applied}
+	if in.applied {
+		k.timestamp = in.timestamp
+	}
+	if m.last.shared && k == m.lastKey {
+		return m.last
+	}
+	o, ok := m.known[k]
+	if !ok {
+		if o = m.compute(in); o.shared && len(m.known) < mostKnown {
+			m.known[k] = o
+		}
+	}
+	m.last, m.lastKey = o, k
+	return o
 }
 
 // version returns the version of the shadow after the update.
@@ -87,30 +105,30 @@ func version(in input, write bool) int64 {
 	return in.version
 }
 
-// compute returns the outcome for one shadow. It holds for all of that content if
-// shared is set: if the version was found in the delta message, in its place at the
-// end.
-func (m *memo) compute(in input) (o outcome, shared bool) {
+// compute returns the outcome for one shadow. It is shared if the version was found in
+// the delta message, in its place at the end.
+func (m *memo) compute(in input) outcome {
 	was := fleet.Shadow{Stored: shadow.Stored{
-		Reported: string(in.reported), Desired: string(in.desired), Metadata: string(in.metadata), Version: in.version, Timestamp: in.timestamp,
+		Reported: in.reported, Desired: in.desired, Metadata: in.metadata, Version: in.version, Timestamp: in.timestamp,
 	}}
 	if in.applied {
 		was.AppliedTasks = []string{m.update.TaskUID}
 	}
 	applied, err := m.update.Apply(was)
 	if err != nil {
-		return outcome{err: err}, true
+		return outcome{shared: true, err: err}
 	}
-	o = outcome{write: applied.Write, desired: applied.Shadow.Desired, metadata: applied.Shadow.Metadata, before: string(applied.Delta)}
+	is := applied.Shadow
+	o := outcome{shared: true, write: applied.Write, desired: is.Desired, metadata: is.Metadata, before: string(applied.Delta)}
 	if applied.Delta == nil {
-		return o, true
+		return o
 	}
-	number := strconv.FormatInt(applied.Shadow.Version, 10)
-	after := `,"timestamp":` + strconv.FormatInt(applied.Shadow.Timestamp, 10) + `}}`
-	before, found := strings.CutSuffix(o.before, `"version":`+number+after)
+	after := `,"timestamp":` + strconv.FormatInt(is.Timestamp, 10) + `}}`
+	before, found := strings.CutSuffix(o.before, `"version":`+strconv.FormatInt(is.Version, 10)+after)
 	if !found {
-		return o, false
+		o.shared = false
+		return o
 	}
 	o.before, o.after = before+`"version":`, after
-	return o, true
+	return o
 }

@@ -21,9 +21,9 @@ func TestPlans(t *testing.T) {
 		namesSQL:      append(bounds(fleet.Query{Product: p}), 10),
 		countSQL:      bounds(fleet.Query{Product: p}),
 		totalSQL:      {p.Namespace, p.ProductID},
-		applyRangeSQL: {p.Namespace, p.ProductID, "uid", "a", "z", 10},
-		applyReadSQL:  {p.Namespace, p.ProductID, "uid", []string{"a"}},
-		applyLockSQL:  {p.Namespace, p.ProductID, "uid", []string{"a"}},
+		applyRangeSQL: {p.Namespace, p.ProductID, "uid", "", "", "", "a", "z", 10},
+		applyReadSQL:  {p.Namespace, p.ProductID, "uid", "", "", "", []string{"a"}},
+		applyLockSQL:  {p.Namespace, p.ProductID, "uid", "", "", "", []string{"a"}},
 		applyAllSQL:   {p.Namespace, p.ProductID, "uid", 1, []string{"a"}, []pgtype.TID{{Valid: true}}, []uint32{1}, "", ""},
 		applyEachSQL:  {p.Namespace, p.ProductID, "uid", 1, []string{"a"}, []pgtype.TID{{Valid: true}}, []uint32{1}, []string{""}, []string{""}},
 	}

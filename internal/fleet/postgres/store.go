@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,6 +25,9 @@ type Store struct {
 	pool *pgxpool.Pool
 	// patience bounds each wait for the server.
 	patience time.Duration
+	// expected are the documents that most devices had when an update read them last.
+	// They need not be sent by the server where they are the same again.
+	expected atomic.Pointer[documents]
 }
 
 var _ fleet.Store = (*Store)(nil)
@@ -43,7 +47,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
-	return &Store{pool: pool, patience: o.statementTimeout() + grace}, nil
+	s := &Store{pool: pool, patience: o.statementTimeout() + grace}
+	s.expected.Store(&documents{})
+	return s, nil
 }
 
 // Close ends all connections, once the calls under way have ended.

@@ -136,7 +136,7 @@ func TestImportErrors(t *testing.T) {
 				t.Errorf("error %v, summary %+v, want %v and none", err, sum, tt.want)
 			}
 			bad, ok := errors.AsType[*ImportError](err)
-			if ok != (tt.want != own) || ok && bad.Row != 2 {
+			if ok != !errors.Is(tt.want, own) || ok && bad.Row != 2 {
 				t.Errorf("error %#v, want device 2", err)
 			}
 		})

@@ -26,9 +26,10 @@ const (
 	startTimeout = 30 * time.Second
 	// oldest is the first version of PostgreSQL that the project supports.
 	oldest = 15
-	// User is the superuser of the server, and Password their password. Connections over
-	// TCP need it, so that tests notice where it is lost, or shown.
-	User     = "batchtask"
+	// User is the superuser of the server.
+	User = "batchtask"
+	// Password is that of User. Connections over TCP need it, so that tests notice where it
+	// is lost, or shown.
 	Password = "correct-horse-battery"
 )
 
@@ -71,7 +72,7 @@ func Start(t testing.TB, options ...Option) *Server {
 		option(s)
 	}
 	// Not t.TempDir, which only the user of the test may enter.
-	dir, err := os.MkdirTemp("", "pgtest-")
+	dir, err := os.MkdirTemp("", "pgtest-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatalf("making a folder for PostgreSQL: %v", err)
 	}
