@@ -1,0 +1,186 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"batchtask.dev/operator/internal/fleet"
+)
+
+// Results is a [fleet.Results]. It is safe for concurrent use. Errors are passing
+// unless they say otherwise.
+type Results struct{ store *Store }
+
+var (
+	_ fleet.ResultsKeeper = (*Store)(nil)
+	_ fleet.Results       = (*Results)(nil)
+)
+
+// ResultsOf implements [fleet.ResultsKeeper]: they are kept beside the devices.
+func (s *Store) ResultsOf(context.Context, fleet.Product) (fleet.Results, error) {
+	return s.Results(), nil
+}
+
+// Results returns the results of all tasks.
+func (s *Store) Results() *Results { return &Results{s} }
+
+// errNotInRange is not passing: somebody has a fault.
+var errNotInRange = errors.New("a result is not within the range that is recorded, or a device has two")
+
+const (
+	// The row of the task is the lock of all who write its results.
+	resultLockSQL = `INSERT INTO batchtask_result_task (task_uid, namespace, product_id) VALUES ($1, $2, $3)
+		ON CONFLICT (task_uid) DO UPDATE SET namespace = EXCLUDED.namespace`
+	resultOwnedSQL = `SELECT FROM batchtask_result_task WHERE task_uid = $1 FOR UPDATE`
+	// What overlaps is taken out, and what of it stays is put back.
+	resultCutSQL = `DELETE FROM batchtask_result_range WHERE task_uid = $1 AND upto_name > $2 AND after_name < $3
+		RETURNING after_name, upto_name, succeeded, at_ms`
+	resultCutFailuresSQL = `DELETE FROM batchtask_result_failure WHERE task_uid = $1 AND device_name > $2 AND device_name <= $3`
+	resultRangeSQL       = `INSERT INTO batchtask_result_range (task_uid, after_name, upto_name, succeeded, at_ms) VALUES ($1, $2, $3, $4, $5)`
+	resultFailuresSQL    = `INSERT INTO batchtask_result_failure (task_uid, device_name, reason, message, at_ms)
+		SELECT $1, name, reason, message, $2 FROM unnest($3::text[], $4::text[], $5::text[]) AS f (name, reason, message)`
+)
+
+// Record keeps the results of a range of names, in the place of all that was recorded
+// for names within it. It costs two round trips.
+func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, results fleet.ResultRange) error {
+	upto := results.Upto
+	if upto == "" {
+		upto = aboveNames
+	}
+	own := piece{after: results.After, upto: upto, succeeded: slices.Clone(results.Succeeded), at: results.At.UnixMilli()}
+	slices.Sort(own.succeeded)
+	if err := check(own, results.Failed); err != nil {
+		return fmt.Errorf("recording results of task %s: %w", taskUID, err)
+	}
+	return r.change(ctx, "recording results of task "+taskUID, func(ctx context.Context, tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		batch.Queue(resultLockSQL, taskUID, p.Namespace, p.ProductID)
+		kept, err := cut(ctx, tx, batch, taskUID, own.after, own.upto)
+		if err != nil {
+			return err
+		}
+		names, reasons, messages := columns(results.Failed)
+		batch = &pgx.Batch{}
+		for _, piece := range append(kept, own) {
+			piece.insert(batch, taskUID)
+		}
+		if len(names) > 0 {
+			batch.Queue(resultFailuresSQL, taskUID, own.at, names, reasons, messages)
+		}
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+// Truncate removes the results of all names after the given one: a task that is
+// resumed after that name has none of them yet. A task without results stays so.
+func (r *Results) Truncate(ctx context.Context, taskUID, after string) error {
+	return r.change(ctx, "removing results of task "+taskUID, func(ctx context.Context, tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		batch.Queue(resultOwnedSQL, taskUID)
+		kept, err := cut(ctx, tx, batch, taskUID, after, aboveNames)
+		if err != nil || len(kept) == 0 {
+			return err
+		}
+		batch = &pgx.Batch{}
+		for _, piece := range kept {
+			piece.insert(batch, taskUID)
+		}
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+func (r *Results) change(ctx context.Context, doing string, do func(context.Context, pgx.Tx) error) error {
+	return r.store.call(ctx, doing, func(ctx context.Context) error {
+		return pgx.BeginFunc(ctx, r.store.pool, func(tx pgx.Tx) error { return do(ctx, tx) })
+	})
+}
+
+// cut runs the one statement of batch and removes all results of a range. It returns
+// the pieces outside of it of the ranges that overlapped.
+func cut(ctx context.Context, tx pgx.Tx, batch *pgx.Batch, taskUID, after, upto string) (kept []piece, err error) {
+	batch.Queue(resultCutSQL, taskUID, after, upto)
+	batch.Queue(resultCutFailuresSQL, taskUID, after, upto)
+	answers := tx.SendBatch(ctx, batch)
+	defer func() { err = errors.Join(err, answers.Close()) }()
+	if _, err := answers.Exec(); err != nil {
+		return nil, err
+	}
+	rows, err := answers.Query()
+	if err != nil {
+		return nil, err
+	}
+	err = each(rows, func(row pgx.CollectableRow) error {
+		var old piece
+		if err := row.Scan(&old.after, &old.upto, &old.succeeded, &old.at); err != nil {
+			return err
+		}
+		kept = append(kept, old.without(after, upto)...)
+		return nil
+	})
+	return kept, err
+}
+
+// piece is a range as it is stored, with its names in order.
+type piece struct {
+	after, upto string
+	succeeded   []string
+	at          int64 // Unix milliseconds
+}
+
+// without returns what is left of the range when another is cut out of it: up to two.
+func (p piece) without(after, upto string) (left []piece) {
+	if p.after < after {
+		left = append(left, piece{p.after, after, p.succeeded[:position(p.succeeded, after)], p.at})
+	}
+	if p.upto > upto {
+		left = append(left, piece{upto, p.upto, p.succeeded[position(p.succeeded, upto):], p.at})
+	}
+	return left
+}
+
+// position returns how many of the names are not greater than bound.
+func position(names []string, bound string) int {
+	i, found := slices.BinarySearch(names, bound)
+	if found {
+		i++
+	}
+	return i
+}
+
+func (p piece) insert(batch *pgx.Batch, taskUID string) {
+	succeeded := p.succeeded
+	if succeeded == nil {
+		succeeded = []string{} // a nil slice would be NULL
+	}
+	batch.Queue(resultRangeSQL, taskUID, p.after, p.upto, succeeded, p.at)
+}
+
+// check returns an error unless each name is within the range, and there once.
+func check(p piece, failed []fleet.Failure) error {
+	names := slices.Clone(p.succeeded)
+	for _, f := range failed {
+		names = append(names, f.Name)
+	}
+	slices.Sort(names)
+	for i, name := range names {
+		if !validName(name) || name <= p.after || name > p.upto || i > 0 && name == names[i-1] {
+			return fmt.Errorf("%w: device %q after %q up to %q", errNotInRange, name, p.after, p.upto)
+		}
+	}
+	if p.after >= p.upto {
+		return fmt.Errorf("%w: after %q up to %q is no range", errNotInRange, p.after, p.upto)
+	}
+	return nil
+}
+
+func columns(failed []fleet.Failure) (names, reasons, messages []string) {
+	for _, f := range failed {
+		names, reasons, messages = append(names, f.Name), append(reasons, storable(f.Reason)), append(messages, storable(f.Message))
+	}
+	return names, reasons, messages
+}

@@ -1,0 +1,63 @@
+package postgres
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
+)
+
+func TestSchema(t *testing.T) {
+	server := pgtest.Start(t)
+	url := server.Database(t)
+
+	_, err := Open(t.Context(), Options{URL: url, KeepSchema: true})
+	wantSchema(t, err, SchemaError{Have: 0, Want: 2}, "needs version 2")
+	var tables int
+	conn := pgtest.Connect(t, url)
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`).Scan(&tables); err != nil || tables != 0 {
+		t.Fatalf("%d tables were made, error %v: they were to be left as they are", tables, err)
+	}
+
+	// Replicas start at the same time.
+	var replicas sync.WaitGroup
+	for range 4 {
+		replicas.Go(func() {
+			store, err := Open(t.Context(), Options{URL: url})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			store.Close()
+		})
+	}
+	replicas.Wait()
+	var rows int
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM batchtask_schema_version WHERE version_id > 0`).Scan(&rows); err != nil || rows != 2 {
+		t.Errorf("%d migrations were written down, error %v; want each once", rows, err)
+	}
+	open(t, Options{URL: url, KeepSchema: true})
+
+	if _, err := conn.Exec(t.Context(), `INSERT INTO batchtask_schema_version (version_id, is_applied) VALUES (7, true)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, keep := range []bool{true, false} {
+		_, err = Open(t.Context(), Options{URL: url, KeepSchema: keep})
+		wantSchema(t, err, SchemaError{Have: 7, Want: 2}, "a newer program has changed them")
+	}
+	if _, err := conn.Exec(t.Context(), `DELETE FROM batchtask_schema_version WHERE version_id IN (2, 7)`); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(t.Context(), Options{URL: url, KeepSchema: true})
+	wantSchema(t, err, SchemaError{Have: 1, Want: 2}, "let this one do it")
+}
+
+func wantSchema(t *testing.T, err error, want SchemaError, text string) {
+	t.Helper()
+	got, ok := errors.AsType[*SchemaError](err)
+	if !ok || *got != want || !strings.Contains(err.Error(), text) {
+		t.Errorf("error %v, want %+v with %q", err, want, text)
+	}
+}

@@ -1,0 +1,108 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"batchtask.dev/operator/internal/fleet"
+)
+
+// A shadow is written on the condition that its row is still the one that was read.
+// That is what xmin says, the transaction that wrote the row: it also differs where
+// somebody changed the row past this program and left the version as it was, or
+// deleted it and made it anew.
+const (
+	readSQL = `SELECT xmin, reported, desired, metadata, version, changed_ms, applied_tasks
+		FROM batchtask_device WHERE namespace = $1 AND product_id = $2 AND device_name = $3`
+	lockSQL  = readSQL + ` FOR NO KEY UPDATE`
+	writeSQL = `UPDATE batchtask_device
+		SET reported = $5, desired = $6, metadata = $7, version = $8, changed_ms = $9, applied_tasks = $10
+		WHERE namespace = $1 AND product_id = $2 AND device_name = $3 AND xmin = $4`
+)
+
+// errConflict : somebody else has written in between.
+var errConflict = errors.New("another writer was faster")
+
+// querier is a connection pool or a transaction.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// ReadShadow implements [fleet.Store].
+func (s *Store) ReadShadow(ctx context.Context, p fleet.Product, name string) (is fleet.Shadow, err error) {
+	if !validName(name) {
+		return is, fleet.ErrDeviceGone
+	}
+	err = s.call(ctx, "reading the shadow of device "+name, func(ctx context.Context) (err error) {
+		_, is, err = readShadow(ctx, s.pool, readSQL, p, name)
+		return err
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = fleet.ErrDeviceGone
+	}
+	return is, err
+}
+
+// ChangeShadow implements [fleet.Store]. If somebody else has written between the
+// read and the write, it is done once more with the row locked, so change is called
+// at most twice.
+func (s *Store) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	if !validName(name) {
+		return fleet.ErrDeviceGone
+	}
+	var own error // of change
+	noted := func(was fleet.Shadow) (is fleet.Shadow, err error) {
+		is, own = change(was)
+		return is, own
+	}
+	doing := "changing the shadow of device " + name
+	err := s.call(ctx, doing, func(ctx context.Context) error {
+		err := changeShadow(ctx, s.pool, readSQL, p, name, noted)
+		if !errors.Is(err, errConflict) {
+			return err
+		}
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			return changeShadow(ctx, tx, lockSQL, p, name, noted)
+		})
+	})
+	switch {
+	case own != nil:
+		return own
+	case errors.Is(err, pgx.ErrNoRows):
+		return fleet.ErrDeviceGone
+	default:
+		return deviceError(err)
+	}
+}
+
+func changeShadow(ctx context.Context, db querier, sql string, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	row, was, err := readShadow(ctx, db, sql, p, name)
+	if err != nil {
+		return err
+	}
+	is, err := change(was)
+	if err != nil || is.Equal(was) {
+		return err
+	}
+	tasks := is.AppliedTasks
+	if tasks == nil {
+		tasks = []string{} // a nil slice would be NULL
+	}
+	tag, err := db.Exec(ctx, writeSQL, p.Namespace, p.ProductID, name, row,
+		is.Reported, is.Desired, is.Metadata, is.Version, is.Timestamp, tasks)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = errConflict
+	}
+	return err
+}
+
+// readShadow returns a shadow and what identifies the row as it is.
+func readShadow(ctx context.Context, db querier, sql string, p fleet.Product, name string) (row uint32, is fleet.Shadow, err error) {
+	err = db.QueryRow(ctx, sql, p.Namespace, p.ProductID, name).
+		Scan(&row, &is.Reported, &is.Desired, &is.Metadata, &is.Version, &is.Timestamp, &is.AppliedTasks)
+	return row, is, err
+}
