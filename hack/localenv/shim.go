@@ -38,7 +38,7 @@ func (s *session) startShim(ctx context.Context, env *Env) (description string, 
 			"--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ShimFlags...),
-		env:   []string{"KUBECONFIG=" + env.KubeConfig},
+		env:   []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},
 		ready: answersOK("http://" + probe + "/readyz"),
 	})
 	env.APIURL, env.ShimLog = "http://"+reachable(address), s.path("shim.log")

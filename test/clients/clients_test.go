@@ -6,10 +6,12 @@ package clients
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,14 +79,19 @@ func (s *suite) testGo(t *testing.T) {
 	if strings.Contains(output, "--- SKIP") {
 		t.Errorf("tests were skipped:\n%s", output)
 	}
-	var want []string
+	var want, direct, encoded []string
 	for _, method := range []string{"TC3-HMAC-SHA256", "HmacSHA256", "HmacSHA1"} {
 		for _, verb := range []string{"POST", "GET"} {
 			want = append(want, "go "+method+" "+verb+awkward)
+			direct = append(direct, "go direct "+method+" "+verb+awkward)
+			encoded = append(encoded, "go direct "+method+" "+verb+awkward+" encoded")
 		}
 	}
 	want = append(want, "go unknowing TC3-HMAC-SHA256 POST"+awkward, "go unknowing HmacSHA1 POST"+awkward)
-	a.wantMessages(t, want)
+	a.wantMessages(t, want, "door-1", "door-2")
+	a.wantMessages(t, append(encoded, direct...), "door-1")
+	a.wantDeltas(t, direct)
+	a.wantOthersLeftAlone(t)
 }
 
 func (s *suite) testNode(t *testing.T) {
@@ -105,11 +112,16 @@ func (s *suite) testNode(t *testing.T) {
 		t.Errorf("tests were skipped:\n%s", output)
 	}
 	want := []string{"@door", "@door"}
+	direct := []string{}
 	for _, way := range []string{"POST sha1", "POST sha256", "GET sha1", "GET sha256"} {
 		want = append(want, "node "+way+", as text"+awkward, "node "+way+", as an object"+awkward,
 			"node unknowing "+way, "node v3 "+way+awkward)
+		direct = append(direct, "node direct "+way+awkward)
 	}
-	a.wantMessages(t, want)
+	a.wantMessages(t, want, "door-1", "door-2")
+	a.wantMessages(t, append(slices.Clone(direct), "@direct", "@direct"), "door-1")
+	a.wantDeltas(t, direct)
+	a.wantOthersLeftAlone(t)
 }
 
 // run runs a program in a folder with the account's environment and returns its
@@ -131,15 +143,15 @@ func (a *account) run(t *testing.T, dir, program string, args ...string) string 
 	return string(output)
 }
 
-// wantMessages checks that both doors have received each of these payloads as
-// often as it stands there, and that the window has received nothing.
-func (a *account) wantMessages(t *testing.T, payloads []string) {
+// wantMessages checks that each of these devices has received each of these payloads
+// as often as it stands there.
+func (a *account) wantMessages(t *testing.T, payloads []string, names ...string) {
 	t.Helper()
 	want := map[string]int{}
 	for _, payload := range payloads {
 		want[payload]++
 	}
-	for _, name := range []string{"door-1", "door-2"} {
+	for _, name := range names {
 		eventually(t, "the messages of "+name, func() (bool, string) {
 			got := map[string]int{}
 			for _, message := range a.fleet.Received(name) {
@@ -155,8 +167,42 @@ func (a *account) wantMessages(t *testing.T, payloads []string) {
 			return true, ""
 		})
 	}
+}
+
+// wantDeltas checks that door-1 was told, by deltas, each of these values of the field
+// that calls about single devices set.
+func (a *account) wantDeltas(t *testing.T, values []string) {
+	t.Helper()
+	eventually(t, "the deltas of door-1", func() (bool, string) {
+		var got []string
+		for _, message := range a.fleet.Received("door-1") {
+			var delta struct {
+				Payload struct{ State struct{ Direct string } }
+			}
+			if strings.HasPrefix(message.Topic, "$shadow/") && json.Unmarshal([]byte(message.Payload), &delta) == nil {
+				got = append(got, delta.Payload.State.Direct)
+			}
+		}
+		for _, value := range values {
+			if !slices.Contains(got, value) {
+				return false, fmt.Sprintf("%q is not among %q", value, got)
+			}
+		}
+		return true, ""
+	})
+}
+
+// wantOthersLeftAlone checks who has received nothing: the window, and but for what
+// went to all doors door-2.
+func (a *account) wantOthersLeftAlone(t *testing.T) {
+	t.Helper()
 	if got := a.fleet.Received("window-1"); len(got) > 0 {
 		t.Errorf("window-1 received %q", got)
+	}
+	for _, message := range a.fleet.Received("door-2") {
+		if strings.Contains(message.Payload, "direct") {
+			t.Errorf("door-2 received %q", message)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,9 +22,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	certutil "k8s.io/client-go/util/cert"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -102,7 +105,7 @@ func TestShimInstalledAsShipped(t *testing.T) {
 	s, confined, outside := newSite(t, "door-1"), newSite(t, "door-1"), newSite(t, "door-1")
 
 	address := freeAddress(t)
-	everywhere := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address)
+	everywhere := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--mqtt-url="+broker.URL())
 	l := &legacy{t, http.DefaultClient, "http://" + address, "AKIDe2e", "key"}
 	s.putCredentials("caller", l.secretID, l.secretKey)
 	useLegacy(t, s, l)
@@ -132,7 +135,7 @@ func TestShimInstalledAsShipped(t *testing.T) {
 	}
 	kubectl(t, env.KubeConfig, "create", "rolebinding", "batchtask-shim", "--namespace="+confined.namespace,
 		"--clusterrole=batchtask-shim", "--serviceaccount="+systemNamespace+":batchtask-shim")
-	there := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--namespaces="+confined.namespace)
+	there := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--namespaces="+confined.namespace, "--mqtt-url="+broker.URL())
 	inside := &legacy{t, http.DefaultClient, l.url, "AKIDinside", "key"}
 	confined.putCredentials("caller", inside.secretID, inside.secretKey)
 	useLegacy(t, confined, inside)
@@ -146,6 +149,19 @@ func TestShimInstalledAsShipped(t *testing.T) {
 		if text := p.output.tail(1 << 20); strings.Contains(text, "forbidden") {
 			t.Error("the shim was refused something, see its log")
 		}
+	}
+}
+
+// markReady does what a manager would, where none runs.
+func (s *site) markReady() {
+	s.t.Helper()
+	p := &v1alpha1.Product{}
+	if err := s.client.Get(s.t.Context(), client.ObjectKey{Namespace: s.namespace, Name: "p"}, p); err != nil {
+		s.t.Fatal(err)
+	}
+	meta.SetStatusCondition(&p.Status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonProductReady})
+	if err := s.client.Status().Update(s.t.Context(), p); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
@@ -168,6 +184,20 @@ func useLegacy(t *testing.T, s *site, l *legacy) {
 	task["scheduleTimeInSeconds"] = strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10)
 	id, _ = l.good(task)["taskId"].(string)
 	l.good(map[string]string{"Action": "CancelTask", "id": id})
+	about := func(action string, more map[string]string) map[string]string {
+		params := map[string]string{"Action": action, "productID": s.product, "deviceName": "door-1"}
+		maps.Copy(params, more)
+		return params
+	}
+	l.good(about("Publish", map[string]string{"topic": s.product + "/door-1/event", "payload": "close"}))
+	updated, _ := l.good(about("UpdateDeviceShadow", map[string]string{"state": `{"desired":{"state":"open"}}`}))["data"].(map[string]any)
+	read, _ := l.good(about("GetDeviceShadow", nil))["data"].(map[string]any)
+	for _, data := range []map[string]any{updated, read} {
+		payload, _ := data["payload"].(map[string]any)
+		if state, _ := payload["state"].(map[string]any); !cmp.Equal(state["desired"], map[string]any{"state": "open"}) || payload["version"] != 1.0 {
+			t.Errorf("the shadow is told as %v", data)
+		}
+	}
 	if list := l.good(map[string]string{"Action": "ListTasks", "pageNum": "1", "pageSize": "10"}); list["taskTotalCount"] != 2.0 {
 		t.Errorf("ListTasks is answered %v", list)
 	}
@@ -178,12 +208,14 @@ func useLegacy(t *testing.T, s *site, l *legacy) {
 func TestShimTLSAndShutdown(t *testing.T) {
 	env := testenv.Start(t)
 	s := newSite(t, "door-1")
+	s.markReady()
+	broker := mqtttest.StartMosquitto(t)
 	s.putCredentials("caller", "AKIDtls"+s.namespace, "key")
 	dir := t.TempDir()
 	trusted := x509.NewCertPool()
 	first := putCertificate(t, dir, trusted)
 	address := freeAddress(t)
-	shim := start(t, env.KubeConfig, "shim", "--bind-address="+address,
+	shim := start(t, env.KubeConfig, "shim", "--bind-address="+address, "--mqtt-url="+broker.URL(),
 		"--tls-cert-file="+filepath.Join(dir, "tls.crt"), "--tls-key-file="+filepath.Join(dir, "tls.key"))
 
 	config := &tls.Config{RootCAs: trusted}
@@ -206,13 +238,15 @@ func TestShimTLSAndShutdown(t *testing.T) {
 		t.Errorf("after that the answer is %v, %v", answer, err)
 	}
 
-	// Half of a call has arrived when the shim is told to end.
+	// Half of a call has arrived when the shim is told to end. It needs the broker.
 	conn, err := tls.Dial("tcp", address, config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	body := l.sign(map[string]string{"Action": "DescribeTask", "id": "none"})
+	body := l.sign(map[string]string{
+		"Action": "Publish", "productID": s.product, "deviceName": "door-1", "topic": s.product + "/door-1/event", "payload": "close",
+	})
 	fmt.Fprintf(conn, "POST /v2/index.php HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body[:10])
 	if err := shim.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -233,7 +267,7 @@ func TestShimTLSAndShutdown(t *testing.T) {
 	}
 	defer answer.Body.Close()
 	text, _ := io.ReadAll(answer.Body)
-	if !bytes.Contains(text, []byte("（10001）任务不存在")) {
+	if !bytes.Contains(text, []byte(`"code":0`)) {
 		t.Errorf("the call in flight is answered %q", text)
 	}
 	select {

@@ -4,8 +4,9 @@
 //   BATCHTASK_API_URL, BATCHTASK_SECRET_ID, BATCHTASK_SECRET_KEY: the API and
 //     credentials, as make dev writes them to .dev/env. The account has no waiting
 //     tasks and may have five. The front allows 1,000 calls a second (--rate-limit).
-//   BATCHTASK_PRODUCT_ID: a product whose devices listen to the topic "event";
-//     names of some, but not of all, begin with "door". ABCDE12345.
+//   BATCHTASK_PRODUCT_ID: a product whose devices listen to the topic "event" and
+//     report nothing; one is named door-1, and names of some, but not of all, begin
+//     with "door". ABCDE12345.
 //   BATCHTASK_CONFLICT_PRODUCT_ID: a product of the account whose ID belongs to
 //     another. One test is skipped without it.
 //   BATCHTASK_SLOW_URL: the same API with a rate of 1/s, at once 2. One test is
@@ -80,6 +81,18 @@ const fixedTexts = {
   10005: '等待和处理中的任务数过多',
   10100: '内部服务器错误，请联系技术人员',
   10101: '请求参数非法',
+  5000: '请求中缺少关键字段信息',
+  5002: 'State JSON对象的层数超过了限制',
+  5003: 'State JSON对象中包含非法节点',
+  5004: 'State不是合法的JSON对象',
+  5005: '更新版本不匹配',
+  5006: 'State JSON对象超过大小限制',
+  5101: '请求参数非法',
+  5102: '用户不存在此产品或设备',
+  7000: '消息topic非法',
+  7002: '消息长度非法',
+  7101: '请求参数非法',
+  7102: '用户不存在此产品或设备',
 }
 
 // creation is a call for a PublishMessage task; tasks may be text or an object.
