@@ -49,6 +49,7 @@ func (o *brokerOptions) newPool(log logr.Logger) (*mqtt.Pool, error) {
 type commonOptions struct {
 	servingOptions
 	brokerOptions
+	databaseOptions
 
 	namespace     string
 	leaderElect   bool
@@ -60,6 +61,7 @@ type commonOptions struct {
 func (o *commonOptions) bind(flags *pflag.FlagSet) {
 	o.servingOptions.bind(flags)
 	o.brokerOptions.bind(flags)
+	o.databaseOptions.bind(flags)
 
 	flags.StringVar(&o.namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace that the program runs in (default from POD_NAMESPACE)")
 
@@ -82,7 +84,7 @@ func (o *commonOptions) validate() error {
 		return fmt.Errorf("--leader-elect-lease-duration=%s must be longer than --leader-elect-renew-deadline=%s, and that longer than --leader-elect-retry-period=%s",
 			o.leaseDuration, o.renewDeadline, o.retryPeriod)
 	}
-	return nil
+	return o.databaseOptions.validate()
 }
 
 // newManager makes a manager as the settings and the other options say, whose

@@ -17,6 +17,7 @@ import (
 	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/fleet/router"
 	"batchtask.dev/operator/internal/quota"
 )
 
@@ -60,10 +61,13 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	if err != nil {
 		return err
 	}
-	store, err := kube.New(running, mgr.GetCache(), live, kube.WithConcurrency(opts.shadowParallel))
+	objects, err := kube.New(running, mgr.GetCache(), live, kube.WithConcurrency(opts.shadowParallel))
 	if err != nil {
 		return fmt.Errorf("set up the fleet of Device objects: %w", err)
 	}
+	databases := opts.databases(live)
+	defer databases.Close()
+	store := &router.Router{Products: mgr.GetClient(), Kubernetes: objects, Databases: databases}
 	clk := clock.RealClock{}
 	wake := &controllers.Wakeups{}
 	exec := executor.New(running, store, pool, wake.Wake, executor.Options{

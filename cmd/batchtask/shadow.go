@@ -13,7 +13,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/fleet/router"
 	"batchtask.dev/operator/internal/mqtt"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/shadow/service"
@@ -93,10 +95,13 @@ func runShadow(stop context.Context, opts *shadowOptions, log logr.Logger) error
 	if err != nil {
 		return err
 	}
-	store, err := kube.New(stop, mgr.GetCache(), live, kube.WithConcurrency(opts.service.Workers))
+	objects, err := kube.New(stop, mgr.GetCache(), live, kube.WithConcurrency(opts.service.Workers))
 	if err != nil {
 		return fmt.Errorf("set up the fleet of Device objects: %w", err)
 	}
+	databases := opts.databases(live)
+	defer databases.Close()
+	store := &router.Router{Products: mgr.GetClient(), Kubernetes: objects, Databases: databases}
 	byID := func(o client.Object) []string { return []string{o.(*v1alpha1.Product).Spec.ProductID} } //nolint:forcetypeassert // indexed as such
 	if err := mgr.GetFieldIndexer().IndexField(stop, &v1alpha1.Product{}, product.FieldProductID, byID); err != nil {
 		return fmt.Errorf("index products by %s: %w", product.FieldProductID, err)
@@ -117,7 +122,7 @@ func runShadow(stop context.Context, opts *shadowOptions, log logr.Logger) error
 	return nil
 }
 
-func newShadowService(opts *shadowOptions, store *kube.Store, products client.Reader, log logr.Logger) (*service.Service, error) {
+func newShadowService(opts *shadowOptions, store fleet.Store, products client.Reader, log logr.Logger) (*service.Service, error) {
 	opts.service.MQTT = opts.mqtt
 	opts.service.MQTT.Log = log.WithName("shadow")
 	opts.service.MQTT.Metrics = mqtt.NewMetrics(metrics.Registry)

@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/fleet/router"
 	"batchtask.dev/operator/internal/mqtt"
 	"batchtask.dev/operator/internal/qcloud"
 	"batchtask.dev/operator/internal/shim"
@@ -73,8 +74,10 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
+	databases := opts.databases(live)
+	defer databases.Close()
 	handler := shim.NewHandler(shim.Options{
-		Client: live, Shadows: kube.NewShadows(live), Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
+		Client: live, Shadows: &router.Shadows{Products: live, Kubernetes: kube.NewShadows(live), Databases: databases}, Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
 		Log: log.WithName("access"), Metrics: counted,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{
 			Hosts: opts.hosts, Window: opts.clockWindow, Limiter: shim.NewLimits(opts.rate, opts.burst, clk),

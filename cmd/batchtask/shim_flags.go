@@ -16,6 +16,7 @@ import (
 type shimOptions struct {
 	servingOptions
 	brokerOptions
+	databaseOptions
 
 	bindAddr string
 	certFile string
@@ -35,6 +36,7 @@ type shimOptions struct {
 func (o *shimOptions) bind(flags *pflag.FlagSet) {
 	o.servingOptions.bind(flags)
 	o.brokerOptions.bind(flags)
+	o.databaseOptions.bind(flags)
 	flags.StringVar(&o.bindAddr, "bind-address", ":8080", "address of the API")
 	flags.StringVar(&o.certFile, "tls-cert-file", "", "file with the certificate to serve with; read again when it changes, like its key (default plain HTTP)")
 	flags.StringVar(&o.keyFile, "tls-key-file", "", "file with the certificate's key")
@@ -68,5 +70,5 @@ func (o *shimOptions) validate() error {
 	case o.maxInFlight < 1:
 		return fmt.Errorf("--max-in-flight=%d: must be at least 1", o.maxInFlight)
 	}
-	return nil
+	return o.databaseOptions.validate()
 }

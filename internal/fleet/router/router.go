@@ -28,16 +28,60 @@ var _ fleet.ResultsKeeper = (*Router)(nil)
 // of returns the store of a product. A product that does not exist has that of
 // Kubernetes, where it has no devices.
 func (r *Router) of(ctx context.Context, p fleet.Product) (fleet.Store, error) {
-	found, err := product.Finder{Reader: r.Products}.Lookup(ctx, p.Namespace, p.ProductID)
+	return choose(ctx, r.Products, r.Databases, p, r.Kubernetes)
+}
+
+// Shadows are the shadows of all devices, for who reads and writes those of one device
+// at a time and needs no [Router].
+type Shadows struct {
+	// Products are read from here, live or from a cache.
+	Products client.Reader
+	// Kubernetes are those of products whose fleet is of the type Kubernetes.
+	Kubernetes ShadowStore
+	// Databases are the stores of those of the type Postgres.
+	Databases *Databases
+}
+
+// ShadowStore is the part of [fleet.Store] that is about one device.
+type ShadowStore interface {
+	ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error)
+	ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error
+}
+
+// ReadShadow is that of [fleet.Store].
+func (s *Shadows) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
+	store, err := choose(ctx, s.Products, s.Databases, p, s.Kubernetes)
+	if err != nil {
+		return fleet.Shadow{}, err
+	}
+	return store.ReadShadow(ctx, p, name)
+}
+
+// ChangeShadow is that of [fleet.Store].
+func (s *Shadows) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	store, err := choose(ctx, s.Products, s.Databases, p, s.Kubernetes)
+	if err != nil {
+		return err
+	}
+	return store.ChangeShadow(ctx, p, name, change)
+}
+
+// choose returns what a product's devices are kept in: its database, or kube.
+func choose[T any](ctx context.Context, products client.Reader, databases *Databases, p fleet.Product, kube T) (store T, err error) {
+	found, err := product.Finder{Reader: products}.Lookup(ctx, p.Namespace, p.ProductID)
 	switch {
 	case err != nil:
-		return nil, err
+		return store, err
 	case found == nil || found.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
-		return r.Kubernetes, nil
+		return kube, nil
 	case found.Spec.Fleet.Postgres == nil: // the schema does not let it be
-		return nil, fmt.Errorf("product %s/%s: spec.fleet.postgres is missing", found.Namespace, found.Name)
+		return store, fmt.Errorf("product %s/%s: spec.fleet.postgres is missing", found.Namespace, found.Name)
 	}
-	return r.Databases.Store(ctx, client.ObjectKey{Namespace: found.Namespace, Name: found.Spec.Fleet.Postgres.SecretRef.Name})
+	database, err := databases.Store(ctx, client.ObjectKey{Namespace: found.Namespace, Name: found.Spec.Fleet.Postgres.SecretRef.Name})
+	if err != nil {
+		return store, err
+	}
+	return any(database).(T), nil //nolint:forcetypeassert // T is a part of fleet.Store
 }
 
 // Sync implements [fleet.Store]. Databases are always up to date.
