@@ -16,7 +16,7 @@ type Publisher interface {
 
 // message is one message of a call on its way to the broker.
 type message struct {
-	ctx     context.Context //nolint:containedctx // Live asks it; the message lives as long as its call
+	ctx     context.Context // Live asks it; the message lives as long as its call
 	account string
 	topic   string
 	payload []byte

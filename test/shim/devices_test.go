@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -375,78 +373,4 @@ func TestDevicesOfOthers(t *testing.T) {
 	if got := fleet.Received("door-1"); len(got) > 0 {
 		t.Errorf("the device received %v", got)
 	}
-}
-
-// Without a broker the actions that need one do not exist; shadows can be read.
-func TestNoBroker(t *testing.T) {
-	s := system.Run(t)
-	f := startFront(t, s, settings{})
-	c := f.newCaller(t)
-	device := c.newDevice(t, "door-1", nil)
-	for _, params := range []map[string]string{
-		c.about("UpdateDeviceShadow", "door-1", map[string]string{"state": `{"desired":{}}`}),
-		c.about("Publish", "door-1", map[string]string{"topic": c.productID + "/door-1/event", "payload": "x"}),
-		{"Action": "Publish"},
-	} {
-		if got := c.v2(t, "POST", params); got["code"] != 4000.0 || got["codeDesc"] != "InvalidAction" {
-			t.Errorf("%s is answered %v", params["Action"], got)
-		}
-	}
-	for _, action := range []string{"UpdateDeviceShadow", "PublishMessage"} {
-		wantErrorV3(t, c.v3(t, action, c.aboutV3(t, "door-1", nil)), "InvalidAction", "Action: ")
-	}
-	if got := c.v2(t, "GET", c.about("GetDeviceShadow", "door-1", nil)); got["code"] != 0.0 {
-		t.Errorf("GetDeviceShadow is answered %v", got)
-	}
-	if err := f.Env.Client.Get(t.Context(), keyOf(device), device); err != nil || device.Status.Shadow != nil {
-		t.Errorf("the shadow was changed: %+v, error %v", device.Status.Shadow, err)
-	}
-}
-
-// A broker that is away is an internal error in bounded time. The change to a shadow
-// stands then; made again, it is told to the device.
-func TestBrokerAway(t *testing.T) {
-	s := system.Run(t)
-	broker := mqtttest.StartMosquitto(t)
-	const timeout = 3 * time.Second
-	f := startFront(t, s, settings{broker: broker.URL(), timeout: timeout})
-	c := f.newCaller(t)
-	device := c.newDevice(t, "door-1", nil)
-	publish := c.about("Publish", "door-1", map[string]string{"topic": c.productID + "/door-1/event", "payload": "x"})
-	update := c.about("UpdateDeviceShadow", "door-1", map[string]string{"state": `{"desired":{"a":1}}`})
-	system.WaitFor(t, "the broker to take a message", func() (bool, any) {
-		got := c.v2(t, "POST", publish)
-		return got["code"] == 0.0, got
-	})
-	broker.Kill()
-	for _, call := range []struct {
-		params  map[string]string
-		message string
-	}{{publish, "（7001）内部服务器错误，请联系技术人员"}, {update, "（5100）内部服务器错误，请联系技术人员"}} {
-		started := time.Now()
-		if got := c.v2(t, "POST", call.params); got["code"] != 6000.0 || got["message"] != call.message {
-			t.Errorf("%s is answered %v", call.params["Action"], got)
-		}
-		if took := time.Since(started); took > 10*timeout {
-			t.Errorf("%s took %s with a time-out of %s", call.params["Action"], took, timeout)
-		}
-	}
-	if err := f.Env.Client.Get(t.Context(), keyOf(device), device); err != nil || device.Status.Shadow.Version != 1 {
-		t.Errorf("the shadow is %+v, error %v, want version 1", device.Status.Shadow, err)
-	}
-	broker.Restart()
-	fleet := c.connect(t, broker.URL(), "door-1")
-	version := int64(0)
-	system.WaitFor(t, "the update to be made again", func() (bool, any) {
-		got := c.v2(t, "POST", update)
-		if told, ok := got["data"].(map[string]any); ok {
-			v, _ := told["payload"].(map[string]any)["version"].(float64)
-			version = int64(v)
-		}
-		return got["code"] == 0.0, got
-	})
-	system.WaitFor(t, "its delta", func() (bool, any) {
-		got := fleet.Received("door-1")
-		return len(got) > 0 && strings.Contains(got[len(got)-1].Payload, `"version":`+strconv.FormatInt(version, 10)), got
-	})
 }
