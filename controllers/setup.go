@@ -27,6 +27,8 @@ type Parts struct {
 	Wake     *Wakeups
 	Metrics  *Metrics
 	Clock    clock.PassiveClock
+	// Results returns where results of tasks are kept; nil for nowhere.
+	Results func(context.Context) []fleet.Results
 	// Grace is how long a slot is kept whose task has not appeared.
 	Grace time.Duration
 }
@@ -51,6 +53,11 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 	}
 	if err := mgr.Add(&Acknowledgements{Client: mgr.GetClient(), Store: parts.Store, Clock: clock.RealClock{}}); err != nil {
 		return fmt.Errorf("add what counts acknowledgements: %w", err)
+	}
+	if parts.Results != nil {
+		if err := mgr.Add(&ResultsRetention{Client: mgr.GetClient(), Results: parts.Results, Clock: clock.RealClock{}}); err != nil {
+			return fmt.Errorf("add the retention of results: %w", err)
+		}
 	}
 	return nil
 }

@@ -81,7 +81,7 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 		return fmt.Errorf("add the MQTT connections: %w", err)
 	}
 	if err := controllers.Setup(running, mgr, controllers.Parts{
-		Ledger: ledger, Store: store, Executor: exec, Wake: wake, Clock: clk, Grace: opts.slotGrace,
+		Ledger: ledger, Store: store, Executor: exec, Wake: wake, Clock: clk, Grace: opts.slotGrace, Results: databases.Results,
 		Metrics: controllers.NewMetrics(metrics.Registry, mgr.GetClient()),
 	}); err != nil {
 		return err

@@ -27,6 +27,8 @@ func (k keeper) ResultsOf(context.Context, fleet.Product) (fleet.Results, error)
 
 // recorder keeps the results of one task in memory. It fails now and then.
 type recorder struct {
+	fleet.Results // the rest, which the executor does not use
+
 	mu      sync.Mutex
 	results map[string]string // by device: "", or the reason of the failure
 	most    string            // the greatest name of any range

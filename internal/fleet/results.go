@@ -50,6 +50,10 @@ type Results interface {
 	Record(ctx context.Context, taskUID string, p Product, results ResultRange) error
 	// Totals returns what has been recorded, with the first failures.
 	Totals(ctx context.Context, taskUID string, failures int) (ResultTotals, error)
+	// Tasks returns the UIDs of all tasks of which anything is kept, whosever they are.
+	Tasks(ctx context.Context) (taskUIDs []string, err error)
+	// Delete removes all that is kept of a task.
+	Delete(ctx context.Context, taskUID string) error
 }
 
 // ResultsKeeper is a Store that can tell where results are kept.

@@ -3,6 +3,8 @@ package router
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,6 +85,26 @@ func (d *Databases) Store(ctx context.Context, secret client.ObjectKey) (fleet.S
 		return nil, fleet.ErrNotReady
 	}
 	return e.database, nil
+}
+
+// Results returns where results are kept in each database that is open.
+func (d *Databases) Results(ctx context.Context) []fleet.Results {
+	d.mu.Lock()
+	entries := slices.Collect(maps.Values(d.entries))
+	d.mu.Unlock()
+	var all []fleet.Results
+	for _, e := range entries {
+		e.lock.Lock()
+		database := e.database
+		e.lock.Unlock()
+		if database == nil {
+			continue
+		}
+		if results, err := database.ResultsOf(ctx, fleet.Product{}); err == nil && results != nil {
+			all = append(all, results)
+		}
+	}
+	return all
 }
 
 // entry returns the entry of a Secret, and closes those that are not used any more.
