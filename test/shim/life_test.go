@@ -142,11 +142,11 @@ func TestCancelRace(t *testing.T) {
 	s := system.Run(t)
 	f := startFront(t, s, settings{})
 	c := f.newCaller(t)
-	const tasks, rounds = 40, 3
+	const tasks, rounds = 20, 3
 	f.raiseLimit(t, c, tasks)
 	var cancelled, started int
 	for range rounds {
-		at := time.Now().Add(4 * time.Second).Truncate(time.Second)
+		at := time.Now().Add(9 * time.Second).Truncate(time.Second) // time for the creates on a busy machine
 		ids := make([]string, tasks)
 		for i := range ids {
 			ids[i] = c.mustCreate(t, map[string]string{"scheduleTimeInSeconds": fmt.Sprint(at.Unix())})
@@ -156,7 +156,7 @@ func TestCancelRace(t *testing.T) {
 		for i, id := range ids {
 			calls.Go(func() {
 				// From a little before the task starts to a little after.
-				time.Sleep(time.Until(at.Add(time.Duration(i-tasks/4) * 4 * time.Millisecond)))
+				time.Sleep(time.Until(at.Add(time.Duration(i-tasks/4) * 8 * time.Millisecond)))
 				answers[i] = c.v2(t, "POST", map[string]string{"Action": "CancelTask", "id": id})
 			})
 		}
