@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	logf "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -41,18 +40,7 @@ func (*Acknowledgements) NeedLeaderElection() bool { return true }
 
 // Start implements [manager.Runnable].
 func (a *Acknowledgements) Start(ctx context.Context) error {
-	tick := a.Clock.NewTicker(acknowledgedEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C():
-			if err := a.report(ctx); err != nil && ctx.Err() == nil {
-				logf.FromContext(ctx).Error(err, "Cannot bring the acknowledged devices of tasks up to date")
-			}
-		}
-	}
+	return periodically(ctx, a.Clock, acknowledgedEvery, "Cannot bring the acknowledged devices of tasks up to date", a.report)
 }
 
 // report brings all tasks up to date.

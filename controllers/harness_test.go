@@ -32,6 +32,7 @@ import (
 	"batchtask.dev/operator/internal/quota"
 	"batchtask.dev/operator/internal/testenv"
 	"batchtask.dev/operator/internal/testobj"
+	"batchtask.dev/operator/test/system"
 )
 
 func TestMain(m *testing.M) {
@@ -116,17 +117,6 @@ func (op *operator) namespace(t *testing.T) (namespace, productID string) {
 	return namespace, productID
 }
 
-// uniqueID makes a product ID of a generated name of a namespace.
-func uniqueID(namespace string) string {
-	id := []rune{'P'}
-	for _, r := range namespace {
-		if r != '-' {
-			id = append(id, r)
-		}
-	}
-	return string(id)
-}
-
 func (op *operator) create(t *testing.T, objects ...client.Object) {
 	t.Helper()
 	for _, object := range objects {
@@ -196,31 +186,12 @@ func slotNames(ledger *v1alpha1.TaskQuota) []string {
 	return names
 }
 
-// waitFor waits half a minute for a condition. The last thing seen is shown when
-// it does not come.
-func waitFor(t *testing.T, what string, condition func() (done bool, seen any)) {
-	t.Helper()
-	waitUpTo(t, 30*time.Second, what, condition)
-}
-
-func waitUpTo(t *testing.T, most time.Duration, what string, condition func() (done bool, seen any)) {
-	t.Helper()
-	deadline := time.NewTimer(most)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		done, seen := condition()
-		if done {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("waited in vain for %s; last seen: %+v", what, seen)
-		}
-	}
-}
+// What tests wait with, and name things by.
+var (
+	waitFor  = system.WaitFor
+	waitUpTo = system.WaitUpTo
+	uniqueID = system.UniqueID
+)
 
 // history records every revision of the objects of a list.
 type history[T client.Object] struct {

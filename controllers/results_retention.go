@@ -35,18 +35,7 @@ func (*ResultsRetention) NeedLeaderElection() bool { return true }
 
 // Start implements [manager.Runnable].
 func (r *ResultsRetention) Start(ctx context.Context) error {
-	tick := r.Clock.NewTicker(retentionEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C():
-			if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
-				logf.FromContext(ctx).Error(err, "Cannot remove the results of tasks that are gone")
-			}
-		}
-	}
+	return periodically(ctx, r.Clock, retentionEvery, "Cannot remove the results of tasks that are gone", r.sweep)
 }
 
 func (r *ResultsRetention) sweep(ctx context.Context) error {

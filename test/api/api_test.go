@@ -364,11 +364,23 @@ func TestProductAndDeviceSchema(t *testing.T) {
 		d.Spec.DeviceName = name
 		return d
 	}
+	kept := func(in v1alpha1.FleetType, secret string) *v1alpha1.Product {
+		p := testobj.Product("kept").In(namespace).Obj()
+		p.Spec.Fleet.Type = in
+		if secret != "" {
+			p.Spec.Fleet.Postgres = &v1alpha1.PostgresFleet{SecretRef: v1alpha1.SecretReference{Name: secret}}
+		}
+		return p
+	}
 	for _, tc := range []struct {
 		name   string
 		object client.Object
 		want   []string
 	}{
+		{"a fleet in a database", kept(v1alpha1.FleetTypePostgres, "db"), nil},
+		{"a fleet in no database that is named", kept(v1alpha1.FleetTypePostgres, ""), []string{"spec.fleet.postgres"}},
+		{"a fleet of objects with a database", kept(v1alpha1.FleetTypeKubernetes, "db"), []string{"spec.fleet.postgres"}},
+		{"a fleet somewhere else", kept("MySQL", ""), []string{"spec.fleet.type"}},
 		{"a product ID with a topic in it", testobj.Product("p").In(namespace).ID("a/b").Obj(), []string{"spec.productID"}},
 		{"no product ID", testobj.Product("p").In(namespace).ID("").Obj(), []string{"spec.productID"}},
 		{"a topic with levels", testobj.Product("p").In(namespace).Topics("ok", "a/b").Obj(), []string{"spec.topics[1]"}},
@@ -406,6 +418,7 @@ func TestProductAndDeviceSchema(t *testing.T) {
 		{d, `{"spec":{"productID":"OTHER"}}`, []string{"spec.productID"}},
 		{d, `{"spec":{"deviceName":"other"}}`, []string{"spec.deviceName"}},
 		{p, `{"spec":{"topics":["event"]}}`, nil},
+		{p, `{"spec":{"fleet":{"type":"Postgres","postgres":{"secretRef":{"name":"db"}}}}}`, []string{"spec.fleet.type"}},
 		{d, `{"spec":{"disabled":true}}`, nil},
 	} {
 		err := env.Client.Patch(t.Context(), tc.object, client.RawPatch(types.MergePatchType, []byte(tc.patch)))

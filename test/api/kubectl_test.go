@@ -153,7 +153,7 @@ func TestColumns(t *testing.T) {
 		}
 	}
 	task.Status.Phase, task.Status.Percent = v1alpha1.TaskPhaseProcessing, 40
-	task.Status.Devices = v1alpha1.DeviceCounts{Matched: 10, Succeeded: 4, Failed: 1}
+	task.Status.Devices = v1alpha1.DeviceCounts{Matched: 10, Succeeded: 4, Failed: 1, Acknowledged: 2}
 	p.Status.Conditions, p.Status.DeviceCount = testobj.Product("").Ready(metav1.ConditionFalse, "ProductIDConflict").Obj().Status.Conditions, 7
 	device.Status.Shadow = &v1alpha1.DeviceShadow{Version: 3, Desired: `{"a":1}`, Reported: `{"a":2}`}
 	quota.Status = testobj.TaskQuota("").Slot("uid", "task", true).Obj().Status
@@ -179,6 +179,7 @@ func TestColumns(t *testing.T) {
 			{"Succeeded", false, 4.0},
 			{"Failed", false, 1.0},
 			{"Percent", false, 40.0},
+			{"Acknowledged", true, 2.0},
 			{"Filter", true, "door$"},
 		}},
 		{"products", []column{

@@ -305,10 +305,16 @@ func (s *System) Active(t *testing.T, namespace string) []string {
 	return names
 }
 
-// WaitFor waits until a condition holds, and fails with what it saw last.
+// WaitFor is [WaitUpTo] half a minute.
 func WaitFor(t *testing.T, what string, condition func() (done bool, seen any)) {
 	t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	WaitUpTo(t, 30*time.Second, what, condition)
+}
+
+// WaitUpTo waits until a condition holds, and fails with what it saw last.
+func WaitUpTo(t *testing.T, most time.Duration, what string, condition func() (done bool, seen any)) {
+	t.Helper()
+	deadline := time.NewTimer(most)
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
