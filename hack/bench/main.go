@@ -29,6 +29,9 @@ type figure struct {
 	LimitIs string  `json:"limitIs,omitempty"`
 	Ratio   float64 `json:"ratio,omitempty"`
 	Aim     string  `json:"aim,omitempty"`
+	// NotMeasured says why Value or Limit is missing. Such a figure has not reached its
+	// aim, whatever that is.
+	NotMeasured string `json:"notMeasured,omitempty"`
 }
 
 // setup is one run of the environment, and what is measured in it. A manager's peak
@@ -38,6 +41,7 @@ type setup struct {
 	managerFlags []string
 	shadowFlags  []string // none for no shadow service
 	shimFlags    []string // none for no HTTP front
+	database     bool     // start PostgreSQL
 	measure      func(context.Context, *localenv.Env) ([]figure, error)
 }
 
@@ -52,6 +56,7 @@ func setups() []setup {
 		publish(20_000, false, ">= 0.6", "--resend-limit=5000"),
 		{name: "shim", shimFlags: []string{"--rate-limit=100000", "--rate-burst=100000"}, measure: measureShim},
 		{name: "shadow", shadowFlags: shadowFlags, measure: measureShadow},
+		{name: "postgres", database: true, measure: measurePostgres},
 	}
 }
 
@@ -68,9 +73,6 @@ func main() {
 
 // run measures the cases of these names, or all.
 func run(ctx context.Context, only []string) error {
-	if _, err := exec.LookPath("mosquitto"); err != nil {
-		return fmt.Errorf("measuring needs mosquitto (apt-get install mosquitto): %w", err)
-	}
 	root, err := os.Getwd()
 	if err != nil {
 		return err
@@ -79,9 +81,12 @@ func run(ctx context.Context, only []string) error {
 	if err != nil {
 		return err
 	}
+	if err := checkPrograms(only); err != nil {
+		return err
+	}
 	var figures []figure
 	for _, c := range setups() {
-		if len(only) > 0 && !slices.Contains(only, c.name) {
+		if !c.chosen(only) {
 			continue
 		}
 		opts := localenv.Options{
@@ -89,7 +94,8 @@ func run(ctx context.Context, only []string) error {
 			Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", Progress: progress,
 			MQTTAddress: "127.0.0.1:0", ManagerFlags: c.managerFlags,
 			NoShadow: len(c.shadowFlags) == 0, ShadowFlags: c.shadowFlags,
-			NoShim: len(c.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: c.shimFlags,
+			Database: c.database,
+			NoShim:   len(c.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: c.shimFlags,
 		}
 		err := localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) error {
 			measured, err := c.measure(ctx, env)
@@ -101,10 +107,31 @@ func run(ctx context.Context, only []string) error {
 		}
 	}
 	if len(figures) == 0 {
-		return fmt.Errorf("there is no case %s; there are publish, shim and shadow", strings.Join(only, ", "))
+		return fmt.Errorf("there is no case %s; there are publish, shim, shadow and postgres", strings.Join(only, ", "))
 	}
 	show(figures)
 	return save(filepath.Join(root, "bin", "bench.json"), figures)
+}
+
+func (s setup) chosen(only []string) bool { return len(only) == 0 || slices.Contains(only, s.name) }
+
+// checkPrograms tells what is missing before an hour has gone into the other cases.
+func checkPrograms(only []string) error {
+	if _, err := exec.LookPath("mosquitto"); err != nil {
+		return fmt.Errorf("measuring needs mosquitto (apt-get install mosquitto): %w", err)
+	}
+	for _, c := range setups() {
+		if !c.database || !c.chosen(only) {
+			continue
+		}
+		if _, err := localenv.FindPostgres(); err != nil {
+			return fmt.Errorf("case %s: %w; CASES selects others", c.name, err)
+		}
+		if _, err := postgresDevices(); err != nil {
+			return fmt.Errorf("case %s: %w", c.name, err)
+		}
+	}
+	return nil
 }
 
 func progress(text string) { fmt.Fprintln(os.Stderr, "bench:", text) }
@@ -115,6 +142,9 @@ func show(figures []figure) {
 		limit, ratio := "-", "-"
 		if f.Limit > 0 {
 			limit, ratio = fmt.Sprintf("%.1f", f.Limit), fmt.Sprintf("%.2f", f.Ratio)
+		}
+		if f.NotMeasured != "" {
+			f.Aim += " (NOT MEASURED: " + f.NotMeasured + ")"
 		}
 		fmt.Printf("%-72s %12.1f  %-14s %12s  %7s  %s\n", f.Case, f.Value, f.Unit, limit, ratio, f.Aim)
 	}

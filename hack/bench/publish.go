@@ -51,7 +51,7 @@ func (c publishCase) measure(ctx context.Context, env *localenv.Env) ([]figure, 
 		if err != nil {
 			return nil, fmt.Errorf("measure the limit: %w", err)
 		}
-		took, err := runTask(ctx, env, fmt.Sprintf("round-%d", round), size)
+		took, err := runTask(ctx, env, newTask(env, fmt.Sprintf("round-%d", round), ".*"), size)
 		if err != nil {
 			return nil, err
 		}
@@ -127,14 +127,15 @@ func newTask(env *localenv.Env, name, filter string) *v1alpha1.BatchTask {
 }
 
 // runTask creates a task over all devices and returns how long it took to be Done.
-func runTask(ctx context.Context, env *localenv.Env, name string, devices int) (time.Duration, error) {
+func runTask(ctx context.Context, env *localenv.Env, task *v1alpha1.BatchTask, devices int) (time.Duration, error) {
+	name := task.Name
 	watch, err := env.Client.Watch(ctx, &v1alpha1.BatchTaskList{}, client.InNamespace(env.Namespace), client.MatchingFields{"metadata.name": name})
 	if err != nil {
 		return 0, fmt.Errorf("watch task %s: %w", name, err)
 	}
 	defer watch.Stop()
 	started := time.Now()
-	if err := env.Client.Create(ctx, newTask(env, name, ".*")); err != nil {
+	if err := env.Client.Create(ctx, task); err != nil {
 		return 0, fmt.Errorf("create task %s: %w", name, err)
 	}
 	for event := range watch.ResultChan() {

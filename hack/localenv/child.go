@@ -1,6 +1,7 @@
 package localenv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,12 +42,17 @@ func (e *EndedError) Error() string {
 func (e *EndedError) Unwrap() error { return e.Err }
 
 // program is something to run beside this process: the manager, the shadow
-// service, the shim, a broker.
+// service, the shim, a broker, a database.
 type program struct {
 	name string // for messages, and for the log: name.log
 	path string
 	args []string
 	env  []string // added to the environment
+	dir  string   // to run in; empty for that of this process
+	// account is whom it runs as; nil for the user of this process.
+	account *syscall.Credential
+	// stop asks it to end; 0 is SIGTERM.
+	stop syscall.Signal
 	// ready asks once; nil is yes.
 	ready func(context.Context) error
 }
@@ -64,7 +70,8 @@ func (s *session) run(ctx context.Context, p program) error {
 	cmd := exec.Command(p.path, p.args...)
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = childAttributes()
+	cmd.Dir, cmd.SysProcAttr = p.dir, childAttributes()
+	cmd.SysProcAttr.Credential = p.account
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", p.name, err)
 	}
@@ -83,7 +90,7 @@ func (s *session) run(ctx context.Context, p program) error {
 	}()
 	s.onStop(func() error {
 		close(stopping)
-		return stopChild(cmd, ended)
+		return stopChild(cmd, cmp.Or(p.stop, syscall.SIGTERM), ended)
 	})
 
 	wait, cancel := context.WithTimeout(ctx, childReady)
@@ -98,10 +105,10 @@ func (s *session) run(ctx context.Context, p program) error {
 	return fmt.Errorf("%s did not become ready in %.0f s (%w); the end of %s: %s", p.name, childReady.Seconds(), err, relative(logPath), tail(logPath))
 }
 
-func stopChild(cmd *exec.Cmd, ended <-chan struct{}) error {
+func stopChild(cmd *exec.Cmd, stop syscall.Signal, ended <-chan struct{}) error {
 	// Wait has not returned, so the process ID is still this child's; where it
 	// has, os.Process knows.
-	_ = cmd.Process.Signal(syscall.SIGTERM)
+	_ = cmd.Process.Signal(stop)
 	timer := time.NewTimer(childStop)
 	defer timer.Stop()
 	select {

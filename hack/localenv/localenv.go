@@ -1,7 +1,7 @@
 // Package localenv runs the operator on one machine: etcd and kube-apiserver, an
-// MQTT broker, the manager, the shadow service and the shim (the legacy HTTP API),
-// each a process of its own, and ends them all. It is for development,
-// demonstrations, measurements and tests that need everything.
+// MQTT broker, a PostgreSQL server if asked for, the manager, the shadow service and
+// the shim (the legacy HTTP API), each a process of its own, and ends them all. It is
+// for development, demonstrations, measurements and tests that need everything.
 //
 // A program that uses it calls [BecomeChild] first thing in main.
 package localenv
@@ -59,6 +59,10 @@ type Options struct {
 	// Broker says which broker to start.
 	Broker BrokerKind
 
+	// Database starts a PostgreSQL server with an empty database, which must be
+	// installed; see FindPostgres.
+	Database bool
+
 	// ManagerFlags are given to the manager besides those it needs here.
 	ManagerFlags []string
 
@@ -95,6 +99,9 @@ type Env struct {
 	Namespace string
 	// MQTTURL is the broker's URL. It may hold a password.
 	MQTTURL string
+	// DatabaseURL is the URL of the database, with its password; empty without
+	// Options.Database.
+	DatabaseURL string
 	// MetricsURL is where the manager shows its metrics.
 	MetricsURL string
 	// ManagerLog is the path of the manager's log.
@@ -157,8 +164,9 @@ func Run(ctx context.Context, opts Options, body func(context.Context, *Env) err
 // session is what one Run has started.
 type session struct {
 	Options
-	end   context.CancelCauseFunc
-	stops []func() error
+	end        context.CancelCauseFunc
+	stops      []func() error
+	systemTemp string // for temporary files that cannot be in Dir
 }
 
 // onStop registers what ends a part. Parts end in the reverse order.
@@ -181,6 +189,10 @@ func (s *session) prepare() error {
 		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing what is left of an earlier environment: %w", err)
 		}
+	}
+	s.systemTemp = os.TempDir()
+	if err := os.RemoveAll(s.databaseDir()); err != nil {
+		return fmt.Errorf("removing what is left of an earlier database: %w", err)
 	}
 	temp := s.path("tmp")
 	if err := os.RemoveAll(temp); err != nil {
@@ -214,16 +226,20 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		return nil, err
 	}
 	s.Progress("broker: " + broker)
+	env := &Env{Namespace: s.Namespace, KubeConfig: s.path(kubeConfigFile), MQTTURL: mqttURL, ManagerLog: s.path("manager.log")}
+	if s.Database {
+		if env.DatabaseURL, err = s.startPostgres(ctx); err != nil {
+			return nil, err
+		}
+		s.Progress("database: PostgreSQL; its log is " + relative(s.path("postgres.log")))
+	}
 
 	config, webhook, err := s.startControlPlane(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.Progress("control plane: kube-apiserver and etcd at " + config.Host)
-	env := &Env{
-		Config: config, Namespace: s.Namespace, KubeConfig: s.path(kubeConfigFile),
-		MQTTURL: mqttURL, ManagerLog: s.path("manager.log"),
-	}
+	env.Config = config
 	if env.Client, err = newClient(config); err != nil {
 		return nil, err
 	}
