@@ -19,7 +19,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(managerCommand(), shadowCommand(), shimCommand(), versionCommand())
+	root.AddCommand(managerCommand(), shadowCommand(), shimCommand(), fleetCommand(), taskCommand(), versionCommand())
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "batchtask:", err)
 		os.Exit(1)

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/fleet/postgres"
+	"batchtask.dev/operator/internal/fleet/router"
+	"batchtask.dev/operator/internal/fleet/transfer"
+)
+
+// clusterOptions say which cluster and namespace, as with kubectl.
+type clusterOptions struct {
+	kubeconfig string
+	context    string
+	namespace  string
+}
+
+func (o *clusterOptions) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default from KUBECONFIG, then ~/.kube/config)")
+	flags.StringVar(&o.context, "context", "", "context of the kubeconfig (default its current one)")
+	flags.StringVarP(&o.namespace, "namespace", "n", "", "namespace (default that of the context)")
+}
+
+// cluster is a namespace at an API server.
+type cluster struct {
+	client    client.Client
+	namespace string
+}
+
+func (o *clusterOptions) open() (*cluster, error) {
+	ctrl.SetLogger(logr.Discard()) // or it complains that nobody did
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = o.kubeconfig
+	overrides := &clientcmd.ConfigOverrides{CurrentContext: o.context}
+	overrides.Context.Namespace = o.namespace
+	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides)
+	config, err := loader.ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w; KUBECONFIG, --kubeconfig and --context say which", err)
+	}
+	namespace, _, err := loader.Namespace()
+	if err != nil {
+		return nil, fmt.Errorf("find the namespace: %w", err)
+	}
+	config.QPS = -1 // the commands bound themselves
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("build the scheme: %w", err)
+		}
+	}
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("set up the client: %w", err)
+	}
+	return &cluster{c, namespace}, nil
+}
+
+// get reads an object, which its kind names in errors.
+func (c *cluster) get(ctx context.Context, kind, name string, into client.Object) error {
+	err := c.client.Get(ctx, client.ObjectKey{Namespace: c.namespace, Name: name}, into)
+	switch {
+	case err == nil:
+		return nil
+	case meta.IsNoMatchError(err):
+		return fmt.Errorf("read %s %q: %w; is batchtask installed in this cluster?", kind, name, err)
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("there is no %s %q in namespace %q%s", kind, name, c.namespace, c.instead(ctx, kind, name))
+	default:
+		return fmt.Errorf("read %s %q in namespace %q: %w", kind, name, c.namespace, err)
+	}
+}
+
+// instead says which Products there are, for who gave another name.
+func (c *cluster) instead(ctx context.Context, kind, name string) string {
+	const most = 10
+	var products v1alpha1.ProductList
+	if kind != kindProduct || c.client.List(ctx, &products, client.InNamespace(c.namespace), client.Limit(most)) != nil || len(products.Items) == 0 {
+		return "; is it another namespace (-n)?"
+	}
+	names := make([]string, 0, most)
+	for i := range products.Items {
+		p := &products.Items[i]
+		if p.Spec.ProductID == name {
+			return fmt.Sprintf("; that is a product ID, and its Product is named %q", p.Name)
+		}
+		names = append(names, p.Name)
+	}
+	return "; there are " + strings.Join(names, ", ")
+}
+
+const kindProduct = "Product"
+
+// fleetOf returns the devices of a product, and what ends their use. Without write the
+// tables of a database are left as they are.
+func (c *cluster) fleetOf(ctx context.Context, p *v1alpha1.Product, write bool) (transfer.Fleet, func(), error) {
+	key := fleet.Product{Namespace: p.Namespace, ProductID: p.Spec.ProductID}
+	if p.Spec.Fleet.Type != v1alpha1.FleetTypePostgres {
+		return transfer.NewInKubernetes(c.client, key), func() {}, nil
+	}
+	store, end, err := c.database(ctx, p, write)
+	if err != nil {
+		return nil, nil, err
+	}
+	return transfer.InPostgres{Store: store, Product: key}, end, nil
+}
+
+// database opens the database of a product. No error holds its URL.
+func (c *cluster) database(ctx context.Context, p *v1alpha1.Product, write bool) (*postgres.Store, func(), error) {
+	if p.Spec.Fleet.Postgres == nil { // the schema does not let it be
+		return nil, nil, fmt.Errorf("product %q: spec.fleet.postgres is missing", p.Name)
+	}
+	databases := router.NewDatabases(c.client, clock.RealClock{}, func(ctx context.Context, url string) (router.Database, error) {
+		return openDatabase(ctx, url, write)
+	})
+	store, err := databases.Store(ctx, client.ObjectKey{Namespace: p.Namespace, Name: p.Spec.Fleet.Postgres.SecretRef.Name})
+	if err != nil {
+		databases.Close()
+		return nil, nil, fmt.Errorf("product %q, spec.fleet.postgres.secretRef: %w", p.Name, err)
+	}
+	return store.(*postgres.Store), databases.Close, nil //nolint:forcetypeassert // opened as such
+}
+
+// openDatabase makes the tables of a database that has none, if write is set. Those of
+// another version are left to the operator, which may be running.
+func openDatabase(ctx context.Context, url string, write bool) (*postgres.Store, error) {
+	options := postgres.Options{URL: url, MaxConns: 2, ApplicationName: "batchtask fleet", KeepSchema: true}
+	store, err := postgres.Open(ctx, options)
+	if schema, ok := errors.AsType[*postgres.SchemaError](err); ok && schema.Have == 0 && write {
+		options.KeepSchema = false
+		return postgres.Open(ctx, options)
+	}
+	return store, err
+}
+
+// interruptible returns a context that Ctrl-C ends; a second one ends the program at
+// once.
+func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+func fleetCommand() *cobra.Command {
+	opts := &clusterOptions{}
+	cmd := &cobra.Command{
+		Use:   "fleet",
+		Short: "Bring devices into a fleet, and look at them",
+		Args:  cobra.NoArgs,
+	}
+	opts.bind(cmd.PersistentFlags())
+	cmd.AddCommand(fleetImportCommand(opts), fleetExportCommand(opts), fleetListCommand(opts), fleetGetCommand(opts))
+	return cmd
+}
+
+// withFleet runs a command that reads the fleet of a product.
+func withFleet(cmd *cobra.Command, opts *clusterOptions, name string, run func(context.Context, *v1alpha1.Product, transfer.Fleet) error) error {
+	ctx, stop := interruptible(cmd)
+	defer stop()
+	c, err := opts.open()
+	if err != nil {
+		return err
+	}
+	var p v1alpha1.Product
+	if err := c.get(ctx, kindProduct, name, &p); err != nil {
+		return err
+	}
+	devices, end, err := c.fleetOf(ctx, &p, false)
+	if err != nil {
+		return err
+	}
+	defer end()
+	return run(ctx, &p, devices)
+}

@@ -1,0 +1,227 @@
+package transfer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/fleet/postgres"
+	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
+	"batchtask.dev/operator/internal/fleet/transfer/devicefile"
+	"batchtask.dev/operator/internal/testenv"
+	"batchtask.dev/operator/internal/testobj"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+var now = time.UnixMilli(1_700_000_000_000)
+
+// eachFleet runs a test over an empty fleet of each kind. again returns the same fleet
+// as another run of the program sees it.
+func eachFleet(t *testing.T, test func(t *testing.T, again func() Fleet)) {
+	t.Run("Kubernetes", func(t *testing.T) {
+		env := testenv.Start(t)
+		p := fleet.Product{Namespace: env.Namespace(t), ProductID: testobj.ProductID}
+		test(t, func() Fleet { return NewInKubernetes(env.Client, p) })
+	})
+	t.Run("Postgres", func(t *testing.T) {
+		store, err := postgres.Open(t.Context(), postgres.Options{URL: pgtest.Start(t).Database(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(store.Close)
+		test(t, func() Fleet {
+			return InPostgres{Store: store, Product: fleet.Product{Namespace: "n", ProductID: testobj.ProductID}}
+		})
+	})
+}
+
+// imported imports a file and returns the summary and the bad lines.
+func imported(t *testing.T, into Fleet, text string) (Summary, []string) {
+	t.Helper()
+	r, err := devicefile.NewReader(strings.NewReader(text), "", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bad []string
+	done, err := Import(t.Context(), r, into, func(e *devicefile.LineError) { bad = append(bad, e.Error()) }, func(Progress) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done.Bad != int64(len(bad)) || done.Bytes != int64(len(text)) {
+		t.Errorf("%d bad lines and %d bytes are counted; %d and %d were", done.Bad, done.Bytes, len(bad), len(text))
+	}
+	return done.Summary, bad
+}
+
+// exported exports a fleet as CSV with shadows.
+func exported(t *testing.T, from Fleet) string {
+	t.Helper()
+	var b strings.Builder
+	w, err := devicefile.NewWriter(&b, devicefile.CSV, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d, err := range from.Export(t.Context(), true) {
+		if err == nil {
+			err = w.Write(d)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestFleets(t *testing.T) {
+	const head = "deviceName,disabled,version,reported,desired\n"
+	steps := []struct {
+		name, file string
+		want       Summary
+		wantBad    []string
+		after      string
+	}{
+		{
+			name: "new ones, in the order of bytes", file: head + "b,true,,,\nA:1,,5,\"{\"\"n\"\":1.0}\",\"{\"\"s\"\":\"\"on\"\"}\"\nа,,,,\nc_-,,,,{}\n",
+			want: Summary{Added: 3}, wantBad: []string{"line 4: deviceName: a name is 1 to 48 letters, digits, ':', '_' and '-'"},
+			after: head + "A:1,false,5,\"{\"\"n\"\":1.0}\",\"{\"\"s\"\":\"\"on\"\"}\"\nb,true,,,\nc_-,false,1,,\n",
+		},
+		{
+			name: "what an export wrote", file: head + "A:1,false,5,\"{\"\"n\"\":1.0}\",\"{\"\"s\"\":\"\"on\"\"}\"\nb,true,,,\nc_-,false,1,,\n",
+			want:  Summary{Unchanged: 3},
+			after: head + "A:1,false,5,\"{\"\"n\"\":1.0}\",\"{\"\"s\"\":\"\"on\"\"}\"\nb,true,,,\nc_-,false,1,,\n",
+		},
+		{
+			name: "newer and older shadows, enabled again, and a name that differs in case", file: head + "A:1,,4,{},\nb,,2,\"{\"\"n\"\":2}\",\na:1,true,,,\nc_-,,2,,\n",
+			want:  Summary{Added: 1, Updated: 2, Unchanged: 1},
+			after: head + "A:1,false,5,\"{\"\"n\"\":1.0}\",\"{\"\"s\"\":\"\"on\"\"}\"\na:1,true,,,\nb,false,2,\"{\"\"n\"\":2}\",\nc_-,false,2,,\n",
+		},
+	}
+	eachFleet(t, func(t *testing.T, again func() Fleet) {
+		for _, step := range steps {
+			sum, bad := imported(t, again(), step.file)
+			if diff := cmp.Diff(step.want, sum); diff != "" {
+				t.Errorf("%s: summary (-want +got):\n%s", step.name, diff)
+			}
+			if diff := cmp.Diff(step.wantBad, bad); diff != "" {
+				t.Errorf("%s: bad lines (-want +got):\n%s", step.name, diff)
+			}
+			if diff := cmp.Diff(step.after, exported(t, again())); diff != "" {
+				t.Errorf("%s: export (-want +got):\n%s", step.name, diff)
+			}
+		}
+		got, err := again().Get(t.Context(), "a:1")
+		if want := (devicefile.Device{Name: "a:1", Disabled: true}); err != nil || got != want {
+			t.Errorf("device %+v, %v; want %+v", got, err, want)
+		}
+		for _, name := range []string{"gone", "no name,", ""} {
+			if _, err := again().Get(t.Context(), name); !errors.Is(err, fleet.ErrDeviceGone) {
+				t.Errorf("device %q: error %v, want %v", name, err, fleet.ErrDeviceGone)
+			}
+		}
+	})
+}
+
+// Names that differ only in letters that objects do not have are different objects.
+func TestObjectName(t *testing.T) {
+	seen := map[string]string{}
+	for _, device := range []string{"a", "A", "_a_", ":", "-", "a:b", "a_b", "a-b", "a--b", strings.Repeat("Z", 48)} {
+		for _, id := range []string{"P", "p"} {
+			name := ObjectName(id, device)
+			if faults := validation.IsDNS1123Label(name); len(faults) > 0 {
+				t.Errorf("device %s: %q is no name: %v", device, name, faults)
+			}
+			if before, twice := seen[name]; twice {
+				t.Errorf("devices %s/%s and %s are both %q", id, device, before, name)
+			}
+			seen[name] = id + "/" + device
+		}
+	}
+	// Objects that exist depend on it.
+	if got, want := ObjectName("ABCDE12345", "Front_Door"), "front-door-"; !strings.HasPrefix(got, want) || got != ObjectName("ABCDE12345", "Front_Door") {
+		t.Errorf("the name is %q, want %s and ten digits, always the same", got, want)
+	}
+}
+
+// Objects that somebody made with names of their own are the devices that they say.
+func TestObjectsOfOthers(t *testing.T) {
+	env := testenv.Start(t)
+	namespace := env.Namespace(t)
+	own := testobj.Device("front-door").In(namespace).Obj()
+	other := testobj.Device("taken").In(namespace).Obj()
+	other.Name = ObjectName(testobj.ProductID, "wanted")
+	elsewhere := testobj.Device("elsewhere").In(namespace).Product("OTHER").Obj()
+	for _, d := range []*v1alpha1.Device{own, other, elsewhere} {
+		if err := env.Client.Create(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := fleet.Product{Namespace: namespace, ProductID: testobj.ProductID}
+	sum, bad := imported(t, NewInKubernetes(env.Client, p), "deviceName,disabled\nfront-door,true\nwanted,\ntaken,\nelsewhere,\n")
+	if diff := cmp.Diff(Summary{Added: 1, Updated: 1, Unchanged: 1}, sum); diff != "" {
+		t.Errorf("summary (-want +got):\n%s", diff)
+	}
+	if len(bad) != 1 || !strings.HasPrefix(bad[0], `line 3: device "wanted": `) || !strings.Contains(bad[0], "spec.deviceName") {
+		t.Errorf("bad lines %q, want that of wanted, whose object is another device", bad)
+	}
+	var list v1alpha1.DeviceList
+	if err := env.Client.List(t.Context(), &list, client.InNamespace(namespace)); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, d := range list.Items {
+		got[d.Name+" "+d.Spec.ProductID+"/"+d.Spec.DeviceName] = d.Spec.Disabled
+	}
+	want := map[string]bool{
+		"front-door ABCDE12345/front-door": true, other.Name + " ABCDE12345/taken": false, "elsewhere OTHER/elsewhere": false,
+		ObjectName(testobj.ProductID, "elsewhere") + " ABCDE12345/elsewhere": false,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("objects (-want +got):\n%s", diff)
+	}
+}
+
+// An import that ends early says how far it is sure to have come.
+func TestImportEndsEarly(t *testing.T) {
+	own := errors.New("the disk is gone")
+	eachFleet(t, func(t *testing.T, again func() Fleet) {
+		n := again().Batch()
+		var text strings.Builder
+		text.WriteString("deviceName\n")
+		for i := range n + 10 {
+			fmt.Fprintf(&text, "device-%06d\n", i)
+		}
+		r, err := devicefile.NewReader(io.MultiReader(strings.NewReader(text.String()), failing{own}), "", now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var seen []Progress
+		done, err := Import(t.Context(), r, again(), func(e *devicefile.LineError) { t.Error(e) }, func(p Progress) { seen = append(seen, p) })
+		want := Progress{Summary: Summary{Added: int64(n)}, Line: int64(n) + 1, Bytes: int64(len("deviceName\n") + n*len("device-000000\n"))}
+		if diff := cmp.Diff(want, done); !errors.Is(err, own) || diff != "" {
+			t.Errorf("error %v, progress (-want +got):\n%s", err, diff)
+		}
+		if diff := cmp.Diff([]Progress{want}, seen); diff != "" {
+			t.Errorf("progress on the way (-want +got):\n%s", diff)
+		}
+		if sum, _ := imported(t, again(), text.String()); sum != (Summary{Added: 10, Unchanged: int64(n)}) {
+			t.Errorf("the rest: %+v, want 10 added", sum)
+		}
+	})
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
