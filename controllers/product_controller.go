@@ -91,7 +91,7 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	case p.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
 		return reconcile.Result{}, err // a fleet that cannot be read is tried again
 	case err != nil:
-		return reconcile.Result{RequeueAfter: databaseRetry}, nil
+		return reconcile.Result{RequeueAfter: databaseRetry}, nil //nolint:nilerr // it stands in the status
 	default:
 		return reconcile.Result{RequeueAfter: databaseEvery}, nil
 	}

@@ -163,7 +163,7 @@ func TestResultsAfterACrash(t *testing.T) {
 	task := publishTask("a", ".*")
 	for ; ; crashes++ {
 		done := false
-		bubbleOf(t, d, 32, func(t *testing.T, r *rig) {
+		bubbleOf(t, d, 32, func(_ *testing.T, r *rig) {
 			r.broker.pace = 100 * time.Microsecond
 			r.broker.result = func(topic string) error {
 				if topic == topicOf(5) {
@@ -250,4 +250,3 @@ func TestResultsOfACancelledTask(t *testing.T) {
 		r.broker.abandonHeld()
 	})
 }
-
