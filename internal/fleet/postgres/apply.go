@@ -7,7 +7,6 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"batchtask.dev/operator/internal/fleet"
@@ -28,25 +27,40 @@ const applyChunk = 4096
 // All of them go through the names in their order: see session.
 const (
 	// The documents come only where they are not those that are expected.
-	shadowColumns = `d.device_name, d.ctid, d.xmin, d.version,
+	shadowColumns = `d.device_name, d.ctid, d.xmin, d.version, cardinality(d.applied_tasks), d.acknowledged,
 		CASE WHEN d.reported = $4 AND d.desired = $5 AND d.metadata = $6 AND NOT $3 = ANY (d.applied_tasks) THEN NULL
 			ELSE ARRAY[d.reported, d.desired, d.metadata, d.changed_ms::text, coalesce($3 = ANY (d.applied_tasks), false)::text] END`
 	applyRangeSQL = `SELECT ` + shadowColumns + ` FROM batchtask_device d
 		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name >= $7 AND d.device_name <= $8
 		ORDER BY d.device_name LIMIT $9`
-	applyReadSQL = `SELECT ` + shadowColumns + ` FROM unnest($7::text[]) AS n (name)
-		JOIN batchtask_device d ON d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name`
-	applyLockSQL = applyReadSQL + ` ORDER BY d.device_name FOR NO KEY UPDATE OF d`
+	// One name after the other, however few devices the server believes there to be:
+	// OFFSET 0 keeps it from going through the devices instead.
+	applyReadSQL = `SELECT found.* FROM unnest($7::text[]) AS n (name) CROSS JOIN LATERAL (
+		SELECT ` + shadowColumns + ` FROM batchtask_device d
+		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name OFFSET 0) AS found`
+	// One name after the other, however few devices there were when this was planned.
+	applyLockSQL = `SELECT locked.* FROM unnest($7::text[]) AS n (name) CROSS JOIN LATERAL (
+		SELECT ` + shadowColumns + ` FROM batchtask_device d
+		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name FOR NO KEY UPDATE) AS locked`
 
-	applySet = `UPDATE batchtask_device AS d SET version = d.version + 1, changed_ms = $4,
+	applySet = `UPDATE batchtask_device AS d SET version = d.version + 1, changed_ms = $4, acknowledged = n.acknowledged,
 		applied_tasks = CASE WHEN cardinality(d.applied_tasks) < 16 THEN d.applied_tasks || $3::text
 			ELSE d.applied_tasks[cardinality(d.applied_tasks) - 14:] || $3::text END, `
-	applyWhere = ` WHERE d.ctid = n.place AND d.xmin = n.row AND d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name`
+	// No index can serve these comparisons, so there is one way to find the rows: by
+	// their place. With "=" a server that believes the product to be small, as it does
+	// right after an import, goes through all of it for each name.
+	applyWhere = ` WHERE d.ctid = n.place AND d.xmin = n.row AND d.namespace IS NOT DISTINCT FROM $1
+		AND d.product_id IS NOT DISTINCT FROM $2 AND d.device_name IS NOT DISTINCT FROM n.name`
 	// applyEachSQL writes documents of its own to each row, applyAllSQL the same to all.
 	applyEachSQL = applySet + `desired = n.desired, metadata = n.metadata
-		FROM unnest($5::text[], $6::tid[], $7::xid[], $8::text[], $9::text[]) AS n (name, place, row, desired, metadata)` + applyWhere
-	applyAllSQL = applySet + `desired = $8, metadata = $9
-		FROM unnest($5::text[], $6::tid[], $7::xid[]) AS n (name, place, row)` + applyWhere
+		FROM unnest($5::text[], $6::tid[], $7::xid[], $8::smallint[], $9::smallint[], $10::text[], $11::text[])
+		AS n (name, place, row, acknowledged, known, desired, metadata)` + applyWhere
+	applyAllSQL = applySet + `desired = $10, metadata = $11
+		FROM unnest($5::text[], $6::tid[], $7::xid[], $8::smallint[], $9::smallint[]) AS n (name, place, row, acknowledged, known)` + applyWhere
+	// If no device has acknowledged a task by it, the update is cheaper alone.
+	applyEachCountedSQL = `WITH written AS (` + applyEachSQL + applyReturning + `)` + countWritten
+	applyAllCountedSQL  = `WITH written AS (` + applyAllSQL + applyReturning + `)` + countWritten
+	applyReturning      = ` RETURNING d.applied_tasks[n.known + 1:n.acknowledged] AS tasks`
 )
 
 // ApplyDesired implements [fleet.Store]. For up to 4096 names it costs one or two
@@ -93,6 +107,9 @@ type device struct {
 	// desired and metadata are to be written, if write is set.
 	write             bool
 	desired, metadata string
+	// acknowledged is how many of the tasks in the shadow the device has acknowledged then,
+	// and known how many of them are counted already.
+	acknowledged, known int16
 }
 
 // apply gives each device, which are in the order of their names, its result.
@@ -201,12 +218,16 @@ func (a *application) take(ctx context.Context, db connection, devices []*device
 		d.place = pgtype.TID{BlockNumber: binary.BigEndian.Uint32(values[1]), OffsetNumber: binary.BigEndian.Uint16(values[1][4:]), Valid: true}
 		d.row = binary.BigEndian.Uint32(values[2])
 		version := int64(binary.BigEndian.Uint64(values[3])) //nolint:gosec // the protocol sends the bits of an int64
-		if values[4] == nil {
+		in := input{
+			documents: expected, version: version,
+			tasks: int(binary.BigEndian.Uint32(values[4])), acknowledged: int(binary.BigEndian.Uint16(values[5])),
+		}
+		if values[6] == nil {
 			asExpected++
-			a.memo.apply(d, input{documents: expected, version: version})
+			a.memo.apply(d, in)
 			return nil
 		}
-		in, err := decode(r, version)
+		err := in.decode(r)
 		if err == nil {
 			others++
 			other = in.documents
@@ -220,42 +241,50 @@ func (a *application) take(ctx context.Context, db connection, devices []*device
 	return n, last, err
 }
 
-// decode returns the shadow of a row that has the documents.
-func decode(r pgx.CollectableRow, version int64) (input, error) {
+// decode sets what comes with the documents.
+func (in *input) decode(r pgx.CollectableRow) (err error) {
 	var fields []string
-	if err := r.Scan(nil, nil, nil, nil, &fields); err != nil {
-		return input{}, err
+	if err := r.Scan(nil, nil, nil, nil, nil, nil, &fields); err != nil {
+		return err
 	}
-	timestamp, err := strconv.ParseInt(fields[3], 10, 64)
-	return input{documents{fields[0], fields[1], fields[2]}, version, timestamp, fields[4] == "true"}, err
+	in.documents, in.applied = documents{fields[0], fields[1], fields[2]}, fields[4] == "true"
+	in.timestamp, err = strconv.ParseInt(fields[3], 10, 64)
+	return err
 }
 
 // write writes what read has computed.
 func (a *application) write(ctx context.Context, db connection, devices []*device) (conflict bool, err error) {
 	var (
-		names             []string
-		places            []pgtype.TID
-		rows              []uint32
-		desired, metadata []string
-		same              = true
+		names               []string
+		places              []pgtype.TID
+		rows                []uint32
+		acknowledged, known []int16
+		desired, metadata   []string
+		same, count         = true, false
 	)
 	for _, d := range devices {
 		if !d.write {
 			continue
 		}
 		names, places, rows = append(names, d.name), append(places, d.place), append(rows, d.row)
+		acknowledged, known = append(acknowledged, d.acknowledged), append(known, d.known)
 		desired, metadata = append(desired, d.desired), append(metadata, d.metadata)
 		same = same && d.desired == desired[0] && d.metadata == metadata[0]
+		count = count || d.acknowledged > d.known
 	}
 	if len(names) == 0 {
 		return false, nil
 	}
-	args := []any{a.product.Namespace, a.product.ProductID, a.update.TaskUID, a.update.Now.UnixMilli(), names, places, rows}
-	var tag pgconn.CommandTag
+	args := []any{a.product.Namespace, a.product.ProductID, a.update.TaskUID, a.update.Now.UnixMilli(), names, places, rows, acknowledged, known}
 	if same {
-		tag, err = db.Exec(ctx, applyAllSQL, append(args, desired[0], metadata[0])...)
+		args = append(args, desired[0], metadata[0])
 	} else {
-		tag, err = db.Exec(ctx, applyEachSQL, append(args, desired, metadata)...)
+		args = append(args, desired, metadata)
 	}
-	return tag.RowsAffected() != int64(len(names)), err
+	sql := map[[2]bool]string{
+		{false, false}: applyEachSQL, {false, true}: applyEachCountedSQL,
+		{true, false}: applyAllSQL, {true, true}: applyAllCountedSQL,
+	}[[2]bool{same, count}]
+	written, err := write(ctx, db, count, sql, args...)
+	return written != int64(len(names)), err
 }

@@ -83,7 +83,7 @@ func randomShadow(random *rand.Rand) fleet.Shadow {
 	if random.IntN(5) == 0 && len(tasks) > 0 {
 		tasks[random.IntN(len(tasks))] = "task"
 	}
-	return fleet.Shadow{Stored: stored, AppliedTasks: tasks}
+	return fleet.Shadow{Stored: stored, AppliedTasks: tasks, Acknowledged: random.IntN(len(tasks) + 1)}
 }
 
 // TestApplyAsThePureRules compares what the store makes of random shadows with what
@@ -91,6 +91,7 @@ func randomShadow(random *rand.Rand) fleet.Shadow {
 func TestApplyAsThePureRules(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	random := rand.New(rand.NewPCG(5, 6))
+	var acknowledged, forgotten int64
 	for round := range 8 {
 		p := h.Product(t)
 		var devices []fleettest.Device
@@ -108,6 +109,7 @@ func TestApplyAsThePureRules(t *testing.T) {
 		random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		names = append(names, names[0], "never-was", "a/b", "")
 		results := h.store.ApplyDesired(t.Context(), p, u, names)
+		counts := map[string]int64{}
 		for i, name := range names {
 			at := slices.IndexFunc(devices, func(d fleettest.Device) bool { return d.Name == name })
 			if at < 0 {
@@ -121,6 +123,15 @@ func TestApplyAsThePureRules(t *testing.T) {
 			if wantErr != nil {
 				want.Shadow = was
 			}
+			if i < len(devices) { // once for each
+				for _, uid := range acknowledges(was, want.Shadow) {
+					counts[uid]++
+					acknowledged++
+				}
+				if want.Shadow.Acknowledged < was.Acknowledged {
+					forgotten++
+				}
+			}
 			if fmt.Sprint(results[i].Err) != fmt.Sprint(wantErr) {
 				t.Errorf("round %d, %s: error %v, want %v", round, name, results[i].Err, wantErr)
 			}
@@ -131,9 +142,15 @@ func TestApplyAsThePureRules(t *testing.T) {
 				t.Errorf("round %d, %s: shadow (-want +got):\n%s", round, name, diff)
 			}
 		}
+		if diff := cmp.Diff(counts, h.acknowledged(t, p, "task")); diff != "" {
+			t.Errorf("round %d: devices that have acknowledged tasks (-want +got):\n%s", round, diff)
+		}
 		if t.Failed() {
 			return
 		}
+	}
+	if acknowledged < 100 || forgotten < 10 {
+		t.Errorf("%d acknowledgements, %d that were forgotten: the test shows nothing", acknowledged, forgotten)
 	}
 }
 

@@ -78,9 +78,9 @@ func (h *harness) Create(t testing.TB, p fleet.Product, devices ...fleettest.Dev
 	t.Helper()
 	for _, d := range devices {
 		tasks := append([]string{}, d.Shadow.AppliedTasks...)
-		h.exec(t, `INSERT INTO batchtask_device (namespace, product_id, device_name, disabled, reported, desired, metadata, version, changed_ms, applied_tasks)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, p.Namespace, p.ProductID, d.Name, d.Disabled,
-			d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata, d.Shadow.Version, d.Shadow.Timestamp, tasks)
+		h.exec(t, `INSERT INTO batchtask_device (namespace, product_id, device_name, disabled, reported, desired, metadata, version, changed_ms, applied_tasks, acknowledged)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`, p.Namespace, p.ProductID, d.Name, d.Disabled,
+			d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata, d.Shadow.Version, d.Shadow.Timestamp, tasks, d.Shadow.Acknowledged)
 	}
 }
 
@@ -104,8 +104,8 @@ func (h *harness) Report(t testing.TB, p fleet.Product, name, reported string) {
 
 func (h *harness) Shadow(t testing.TB, p fleet.Product, name string) (s fleet.Shadow) {
 	t.Helper()
-	err := h.pool.QueryRow(t.Context(), `SELECT reported, desired, metadata, version, changed_ms, applied_tasks FROM batchtask_device`+this,
-		p.Namespace, p.ProductID, name).Scan(&s.Reported, &s.Desired, &s.Metadata, &s.Version, &s.Timestamp, &s.AppliedTasks)
+	err := h.pool.QueryRow(t.Context(), `SELECT reported, desired, metadata, version, changed_ms, applied_tasks, acknowledged FROM batchtask_device`+this,
+		p.Namespace, p.ProductID, name).Scan(&s.Reported, &s.Desired, &s.Metadata, &s.Version, &s.Timestamp, &s.AppliedTasks, &s.Acknowledged)
 	if err != nil {
 		t.Fatalf("reading the shadow of device %s: %v", name, err)
 	}

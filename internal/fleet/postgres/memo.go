@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,6 +34,9 @@ type input struct {
 	documents
 	version, timestamp int64
 	applied            bool // the task is remembered
+	// tasks is how many tasks the shadow remembers, and acknowledged how many of them
+	// the device has acknowledged.
+	tasks, acknowledged int
 }
 
 // key is what the outcome of an update depends on, beside the version.
@@ -40,6 +44,8 @@ type key struct {
 	documents
 	applied   bool
 	timestamp int64 // 0 unless applied: the update replaces it
+	// Both are 0 if applied: the update leaves them as they are.
+	tasks, acknowledged int
 }
 
 // outcome is what the update makes of a content.
@@ -48,6 +54,9 @@ type outcome struct {
 	err               error
 	write             bool
 	desired, metadata string
+	// acknowledged is how many of the tasks that the shadow remembers then the device
+	// has acknowledged, and known how many of them it had before.
+	acknowledged, known int16
 	// message is the delta message but for the version, which stands between the two;
 	// both are empty where there is none.
 	before, after string
@@ -64,7 +73,7 @@ func newMemo(u fleet.DesiredUpdate) *memo {
 func (m *memo) apply(d *device, in input) {
 	o := m.outcome(in)
 	d.result.Err = o.err
-	d.write, d.desired, d.metadata = o.write, o.desired, o.metadata
+	d.write, d.desired, d.metadata, d.acknowledged, d.known = o.write, o.desired, o.metadata, o.acknowledged, o.known
 	if o.before == "" {
 		d.result.Delta = nil
 		return
@@ -83,6 +92,8 @@ func (m *memo) outcome(in input) outcome {
 	k := key{documents: in.documents, applied: in.applied}
 	if in.applied {
 		k.timestamp = in.timestamp
+	} else {
+		k.tasks, k.acknowledged = in.tasks, in.acknowledged
 	}
 	if m.last.shared && k == m.lastKey {
 		return m.last
@@ -113,13 +124,19 @@ func (m *memo) compute(in input) outcome {
 	}}
 	if in.applied {
 		was.AppliedTasks = []string{m.update.TaskUID}
+	} else {
+		was.AppliedTasks, was.Acknowledged = slices.Repeat([]string{m.update.TaskUID + " is another"}, in.tasks), in.acknowledged
 	}
 	applied, err := m.update.Apply(was)
 	if err != nil {
 		return outcome{shared: true, err: err}
 	}
 	is := applied.Shadow
-	o := outcome{shared: true, write: applied.Write, desired: is.Desired, metadata: is.Metadata, before: string(applied.Delta)}
+	forgotten := in.tasks + 1 - len(is.AppliedTasks)
+	o := outcome{
+		shared: true, write: applied.Write, desired: is.Desired, metadata: is.Metadata, before: string(applied.Delta),
+		acknowledged: int16(is.Acknowledged), known: int16(max(0, in.acknowledged-forgotten)), //nolint:gosec // at most fleet.MaxAppliedTasks
+	}
 	if applied.Delta == nil {
 		return o
 	}

@@ -45,8 +45,7 @@ const (
 		SELECT $1, name, reason, message, $2 FROM unnest($3::text[], $4::text[], $5::text[]) AS f (name, reason, message)`
 )
 
-// Record keeps the results of a range of names, in the place of all that was recorded
-// for names within it. It costs two round trips.
+// Record implements [fleet.Results]. It costs two round trips.
 func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, results fleet.ResultRange) error {
 	upto := results.Upto
 	if upto == "" {
@@ -58,37 +57,17 @@ func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, r
 		return fmt.Errorf("recording results of task %s: %w", taskUID, err)
 	}
 	return r.change(ctx, "recording results of task "+taskUID, func(ctx context.Context, tx pgx.Tx) error {
-		batch := &pgx.Batch{}
-		batch.Queue(resultLockSQL, taskUID, p.Namespace, p.ProductID)
-		kept, err := cut(ctx, tx, batch, taskUID, own.after, own.upto)
+		kept, err := cut(ctx, tx, taskUID, p, own.after, own.upto)
 		if err != nil {
 			return err
 		}
 		names, reasons, messages := columns(results.Failed)
-		batch = &pgx.Batch{}
+		batch := &pgx.Batch{}
 		for _, piece := range append(kept, own) {
 			piece.insert(batch, taskUID)
 		}
 		if len(names) > 0 {
 			batch.Queue(resultFailuresSQL, taskUID, own.at, names, reasons, messages)
-		}
-		return tx.SendBatch(ctx, batch).Close()
-	})
-}
-
-// Truncate removes the results of all names after the given one: a task that is
-// resumed after that name has none of them yet. A task without results stays so.
-func (r *Results) Truncate(ctx context.Context, taskUID, after string) error {
-	return r.change(ctx, "removing results of task "+taskUID, func(ctx context.Context, tx pgx.Tx) error {
-		batch := &pgx.Batch{}
-		batch.Queue(resultOwnedSQL, taskUID)
-		kept, err := cut(ctx, tx, batch, taskUID, after, aboveNames)
-		if err != nil || len(kept) == 0 {
-			return err
-		}
-		batch = &pgx.Batch{}
-		for _, piece := range kept {
-			piece.insert(batch, taskUID)
 		}
 		return tx.SendBatch(ctx, batch).Close()
 	})
@@ -100,9 +79,11 @@ func (r *Results) change(ctx context.Context, doing string, do func(context.Cont
 	})
 }
 
-// cut runs the one statement of batch and removes all results of a range. It returns
-// the pieces outside of it of the ranges that overlapped.
-func cut(ctx context.Context, tx pgx.Tx, batch *pgx.Batch, taskUID, after, upto string) (kept []piece, err error) {
+// cut removes all results of a range, and keeps others from changing those of the task.
+// It returns the pieces outside of the range of those that overlapped.
+func cut(ctx context.Context, tx pgx.Tx, taskUID string, p fleet.Product, after, upto string) (kept []piece, err error) {
+	batch := &pgx.Batch{}
+	batch.Queue(resultLockSQL, taskUID, p.Namespace, p.ProductID)
 	batch.Queue(resultCutSQL, taskUID, after, upto)
 	batch.Queue(resultCutFailuresSQL, taskUID, after, upto)
 	answers := tx.SendBatch(ctx, batch)

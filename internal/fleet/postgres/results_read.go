@@ -113,7 +113,8 @@ const (
 	firstFailuresSQL = `SELECT device_name, reason, message FROM batchtask_result_failure WHERE task_uid = $1 ORDER BY device_name LIMIT $2`
 )
 
-// Totals implements [fleet.Results].
+// Totals implements [fleet.Results]. Upto is greater than all names where a range was
+// recorded to the end.
 func (r *Results) Totals(ctx context.Context, taskUID string, failures int) (totals fleet.ResultTotals, err error) {
 	err = r.store.call(ctx, "summing up results of task "+taskUID, func(ctx context.Context) error {
 		totals = fleet.ResultTotals{}
@@ -131,20 +132,21 @@ func (r *Results) Totals(ctx context.Context, taskUID string, failures int) (tot
 	return totals, err
 }
 
-// Tasks returns the UIDs of all tasks that have results, so that those of tasks that
-// are gone can be deleted.
+// Tasks returns the UIDs of all tasks that have results, or that devices have
+// acknowledged, so that those of tasks that are gone can be deleted.
 func (r *Results) Tasks(ctx context.Context) (uids []string, err error) {
-	err = r.store.query(ctx, "listing the tasks that have results", func(row pgx.CollectableRow) error {
+	err = r.store.query(ctx, "listing the tasks that have results or were acknowledged", func(row pgx.CollectableRow) error {
 		var uid string
 		err := row.Scan(&uid)
 		uids = append(uids, uid)
 		return err
-	}, `SELECT task_uid FROM batchtask_result_task ORDER BY task_uid`)
+	}, `SELECT task_uid FROM batchtask_result_task UNION SELECT task_uid FROM batchtask_acknowledged ORDER BY task_uid`)
 	return uids, err
 }
 
-// Delete removes all results of a task. It takes large ones in steps: after an error
-// some may be left, and the task is still among Tasks.
+// Delete removes all results of a task, and how many devices have acknowledged it. It
+// takes large ones in steps: after an error some may be left, and the task is still
+// among Tasks. So it is again when a device acknowledges the task later.
 func (r *Results) Delete(ctx context.Context, taskUID string) error {
 	doing := "deleting the results of task " + taskUID
 	tables := []string{"batchtask_result_range", "batchtask_result_failure"}
@@ -166,7 +168,7 @@ func (r *Results) Delete(ctx context.Context, taskUID string) error {
 	return r.change(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
 		batch := &pgx.Batch{}
 		batch.Queue(resultOwnedSQL, taskUID)
-		for _, table := range append(tables, "batchtask_result_task") {
+		for _, table := range append(tables, "batchtask_acknowledged", "batchtask_result_task") {
 			batch.Queue(`DELETE FROM `+table+` WHERE task_uid = $1`, taskUID)
 		}
 		return tx.SendBatch(ctx, batch).Close()

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,7 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
@@ -31,13 +33,14 @@ func (h *harness) list(t testing.TB, uid string, failedOnly bool) []Result {
 	return got
 }
 
-// TestResultsAgainstModel records, truncates and deletes ranges at random, with
+// TestResultsAgainstModel records and deletes ranges at random, with
 // overlaps of every kind, and compares with a map.
 func TestResultsAgainstModel(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	random := rand.New(rand.NewPCG(1, 2))
 	results := h.store.Results()
 	models := map[string]map[string]Result{"one": {}, "two": {}}
+	reached := map[string]string{}
 	alphabet := []string{"-", "A", "B", "Z", "_", "a", "aa", "b", "c", "d-1", "d-2", "e", "z"} // in order
 	for step := range 400 {
 		uid := []string{"one", "two"}[random.IntN(2)]
@@ -58,11 +61,7 @@ func TestResultsAgainstModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			clear(model)
-		case action < 4:
-			if err := results.Truncate(t.Context(), uid, after); err != nil {
-				t.Fatal(err)
-			}
-			maps.DeleteFunc(model, func(name string, _ Result) bool { return name > after })
+			reached[uid] = ""
 		case len(names) == 0:
 			continue
 		default:
@@ -81,6 +80,7 @@ func TestResultsAgainstModel(t *testing.T) {
 				}
 			}
 			slices.Reverse(r.Succeeded)
+			reached[uid] = max(reached[uid], cmp.Or(upto, aboveNames))
 			for range 1 + random.IntN(2) { // the same twice is the same once
 				if err := results.Record(t.Context(), uid, resultProduct, r); err != nil {
 					t.Fatal(err)
@@ -95,11 +95,20 @@ func TestResultsAgainstModel(t *testing.T) {
 					failed = append(failed, model[name])
 				}
 			}
-			if diff := cmp.Diff(want, h.list(t, uid, false)); diff != "" {
+			if diff := gocmp.Diff(want, h.list(t, uid, false)); diff != "" {
 				t.Fatalf("step %d: results of task %s (-want +got):\n%s", step, uid, diff)
 			}
-			if diff := cmp.Diff(failed, h.list(t, uid, true)); diff != "" {
+			if diff := gocmp.Diff(failed, h.list(t, uid, true)); diff != "" {
 				t.Fatalf("step %d: failures of task %s (-want +got):\n%s", step, uid, diff)
+			}
+			limit := random.IntN(5)
+			totals := fleet.ResultTotals{Upto: reached[uid], Succeeded: int64(len(want) - len(failed)), Failed: int64(len(failed))}
+			for _, r := range failed[:min(limit, len(failed))] {
+				totals.FirstFailed = append(totals.FirstFailed, fleet.Failure{Name: r.Name, Reason: r.Reason, Message: r.Message})
+			}
+			got, err := results.Totals(t.Context(), uid, limit)
+			if diff := gocmp.Diff(totals, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
+				t.Fatalf("step %d: error %v, totals of task %s with %d failures (-want +got):\n%s", step, err, uid, limit, diff)
 			}
 		}
 	}
@@ -141,7 +150,7 @@ func TestResultsPages(t *testing.T) {
 			failed++
 		}
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
 	if only := len(h.list(t, "uid", true)); failed != len(want)/2 || only != failed || only <= failurePage {

@@ -15,12 +15,13 @@ import (
 // somebody changed the row past this program and left the version as it was, or
 // deleted it and made it anew.
 const (
-	readSQL = `SELECT xmin, reported, desired, metadata, version, changed_ms, applied_tasks
+	readSQL = `SELECT xmin, reported, desired, metadata, version, changed_ms, applied_tasks, acknowledged
 		FROM batchtask_device WHERE namespace = $1 AND product_id = $2 AND device_name = $3`
 	lockSQL  = readSQL + ` FOR NO KEY UPDATE`
 	writeSQL = `UPDATE batchtask_device
-		SET reported = $5, desired = $6, metadata = $7, version = $8, changed_ms = $9, applied_tasks = $10
+		SET reported = $5, desired = $6, metadata = $7, version = $8, changed_ms = $9, applied_tasks = $10, acknowledged = $11
 		WHERE namespace = $1 AND product_id = $2 AND device_name = $3 AND xmin = $4`
+	writeCountedSQL = `WITH written AS (` + writeSQL + ` RETURNING $12::text[] AS tasks)` + countWritten
 )
 
 // errConflict : somebody else has written in between.
@@ -92,9 +93,13 @@ func changeShadow(ctx context.Context, db querier, sql string, p fleet.Product, 
 	if tasks == nil {
 		tasks = []string{} // a nil slice would be NULL
 	}
-	tag, err := db.Exec(ctx, writeSQL, p.Namespace, p.ProductID, name, row,
-		is.Reported, is.Desired, is.Metadata, is.Version, is.Timestamp, tasks)
-	if err == nil && tag.RowsAffected() == 0 {
+	args := []any{p.Namespace, p.ProductID, name, row, is.Reported, is.Desired, is.Metadata, is.Version, is.Timestamp, tasks, is.Acknowledged}
+	uids, sql := acknowledges(was, is), writeSQL
+	if len(uids) > 0 {
+		sql, args = writeCountedSQL, append(args, uids)
+	}
+	written, err := write(ctx, db, len(uids) > 0, sql, args...)
+	if err == nil && written == 0 {
 		err = errConflict
 	}
 	return err
@@ -103,6 +108,6 @@ func changeShadow(ctx context.Context, db querier, sql string, p fleet.Product, 
 // readShadow returns a shadow and what identifies the row as it is.
 func readShadow(ctx context.Context, db querier, sql string, p fleet.Product, name string) (row uint32, is fleet.Shadow, err error) {
 	err = db.QueryRow(ctx, sql, p.Namespace, p.ProductID, name).
-		Scan(&row, &is.Reported, &is.Desired, &is.Metadata, &is.Version, &is.Timestamp, &is.AppliedTasks)
+		Scan(&row, &is.Reported, &is.Desired, &is.Metadata, &is.Version, &is.Timestamp, &is.AppliedTasks, &is.Acknowledged)
 	return row, is, err
 }

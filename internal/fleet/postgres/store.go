@@ -105,8 +105,3 @@ func each(rows pgx.Rows, row func(pgx.CollectableRow) error) error {
 	}
 	return rows.Err()
 }
-
-// Acknowledged implements [fleet.Store].
-func (s *Store) Acknowledged(context.Context, fleet.Product, []string) (map[string]int64, error) {
-	return nil, nil
-}

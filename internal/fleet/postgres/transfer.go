@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -59,32 +60,40 @@ func (e *ImportError) Error() string { return fmt.Sprintf("device %d, %q: %v", e
 func (e *ImportError) Unwrap() error { return e.Err }
 
 var (
-	errName  = errors.New("the name is not 1 to 48 letters, digits, ':', '_' and '-'")
-	errTasks = fmt.Errorf("more than %d applied tasks", fleet.MaxAppliedTasks)
+	errName         = errors.New("the name is not 1 to 48 letters, digits, ':', '_' and '-'")
+	errTasks        = fmt.Errorf("more than %d applied tasks", fleet.MaxAppliedTasks)
+	errAcknowledged = errors.New("the number of acknowledged tasks is below 0 or above that of the applied ones")
 )
 
 const (
 	importTableSQL = `CREATE TEMPORARY TABLE batchtask_import (
 			device_name text, disabled boolean, version bigint, changed_ms bigint,
-			reported text, desired text, metadata text, applied_tasks text[]
+			reported text, desired text, metadata text, applied_tasks text[], acknowledged smallint
 		) ON COMMIT DROP`
-	// A device has xmax 0 only where its row is new. Rows are locked in the order of the
-	// names, as everywhere.
+	// Rows are locked in the order of the names, as everywhere.
+	importLockSQL = `SELECT count(*) FROM unnest($3::text[]) AS n (name) CROSS JOIN LATERAL (
+		SELECT FROM batchtask_device d WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name FOR NO KEY UPDATE) AS locked`
+	// A device has xmax 0 only where its row is new. What the statement reads is as it
+	// was before: was is of the devices that were there and are locked, and else NULL.
 	importMergeSQL = `WITH merged AS (
-			INSERT INTO batchtask_device AS d (namespace, product_id, device_name, disabled, version, changed_ms, reported, desired, metadata, applied_tasks)
-			SELECT $1, $2, device_name, disabled, version, changed_ms, reported, desired, metadata, applied_tasks
+			INSERT INTO batchtask_device AS d (namespace, product_id, device_name, disabled, version, changed_ms, reported, desired, metadata, applied_tasks, acknowledged)
+			SELECT $1, $2, device_name, disabled, version, changed_ms, reported, desired, metadata, applied_tasks, acknowledged
 				FROM batchtask_import ORDER BY device_name COLLATE "C"
 			ON CONFLICT (namespace, product_id, device_name) DO UPDATE SET
 				disabled = EXCLUDED.disabled,
-				(version, changed_ms, reported, desired, metadata, applied_tasks) = (SELECT n.* FROM (
-					SELECT EXCLUDED.version, EXCLUDED.changed_ms, EXCLUDED.reported, EXCLUDED.desired, EXCLUDED.metadata, EXCLUDED.applied_tasks
+				(version, changed_ms, reported, desired, metadata, applied_tasks, acknowledged) = (SELECT n.* FROM (
+					SELECT EXCLUDED.version, EXCLUDED.changed_ms, EXCLUDED.reported, EXCLUDED.desired, EXCLUDED.metadata, EXCLUDED.applied_tasks, EXCLUDED.acknowledged
 						WHERE EXCLUDED.version > d.version
-					UNION ALL SELECT d.version, d.changed_ms, d.reported, d.desired, d.metadata, d.applied_tasks
+					UNION ALL SELECT d.version, d.changed_ms, d.reported, d.desired, d.metadata, d.applied_tasks, d.acknowledged
 						WHERE EXCLUDED.version <= d.version) AS n)
 			WHERE d.disabled <> EXCLUDED.disabled OR d.version < EXCLUDED.version
-			RETURNING xmax = 0 AS added)
-		SELECT count(*) FILTER (WHERE added), count(*) FILTER (WHERE NOT added) FROM merged`
-	exportSQL = `SELECT device_name, disabled, reported, desired, metadata, version, changed_ms, applied_tasks
+			RETURNING device_name, xmax = 0 AS added, applied_tasks[:acknowledged] AS tasks),
+		written AS (
+			SELECT added, was IS NULL AS unseen, ARRAY(SELECT unnest(tasks) EXCEPT SELECT unnest(was)) AS tasks
+			FROM (SELECT added, tasks, (SELECT d.applied_tasks[:d.acknowledged] FROM batchtask_device d
+				WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = m.device_name) AS was FROM merged m) AS m)` + counted + `
+		SELECT count(*) FILTER (WHERE added), count(*) FILTER (WHERE NOT added), coalesce(bool_or(unseen AND NOT added), false) FROM written`
+	exportSQL = `SELECT device_name, disabled, reported, desired, metadata, version, changed_ms, applied_tasks, acknowledged
 		FROM batchtask_device WHERE namespace = $1 AND product_id = $2 AND device_name > $3 ORDER BY device_name LIMIT $4`
 )
 
@@ -138,6 +147,9 @@ func canonical(d Device) (Device, error) {
 	if len(d.Shadow.AppliedTasks) > fleet.MaxAppliedTasks {
 		return d, errTasks
 	}
+	if d.Shadow.Acknowledged < 0 || d.Shadow.Acknowledged > len(d.Shadow.AppliedTasks) {
+		return d, errAcknowledged
+	}
 	for _, part := range []string{d.Shadow.Reported, d.Shadow.Desired} {
 		if part == "" {
 			continue
@@ -161,22 +173,35 @@ func (s *Store) importChunk(ctx context.Context, p fleet.Product, chunk []Device
 		return nil
 	}
 	var added, updated int64
+	var conflict bool
 	err := s.call(ctx, "importing devices", func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, importTableSQL); err != nil {
 				return err
 			}
-			columns := []string{"device_name", "disabled", "version", "changed_ms", "reported", "desired", "metadata", "applied_tasks"}
+			columns := []string{"device_name", "disabled", "version", "changed_ms", "reported", "desired", "metadata", "applied_tasks", "acknowledged"}
 			_, err := tx.CopyFrom(ctx, pgx.Identifier{"batchtask_import"}, columns, pgx.CopyFromSlice(len(chunk), func(i int) ([]any, error) {
 				d := chunk[i]
 				tasks := append([]string{}, d.Shadow.AppliedTasks...)
-				return []any{d.Name, d.Disabled, d.Shadow.Version, d.Shadow.Timestamp, d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata, tasks}, nil
+				return []any{d.Name, d.Disabled, d.Shadow.Version, d.Shadow.Timestamp, d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata, tasks, d.Shadow.Acknowledged}, nil
 			}))
 			if err != nil {
 				return err
 			}
+			names := make([]string, len(chunk))
+			for i, d := range chunk {
+				names[i] = d.Name
+			}
+			slices.Sort(names)
+			if _, err := tx.Exec(ctx, importLockSQL, p.Namespace, p.ProductID, names); err != nil {
+				return err
+			}
 			// The table is another one in each transaction, so its statements are not kept.
-			return tx.QueryRow(ctx, importMergeSQL, pgx.QueryExecModeExec, p.Namespace, p.ProductID).Scan(&added, &updated)
+			err = tx.QueryRow(ctx, importMergeSQL, pgx.QueryExecModeExec, p.Namespace, p.ProductID).Scan(&added, &updated, &conflict)
+			if err == nil && conflict {
+				err = errConflict // one was added after the others were locked
+			}
+			return err
 		})
 	})
 	if err != nil {
@@ -198,7 +223,7 @@ func (s *Store) Export(ctx context.Context, p fleet.Product) iter.Seq2[Device, e
 			err := s.query(ctx, "exporting devices", func(row pgx.CollectableRow) error {
 				var d Device
 				err := row.Scan(&d.Name, &d.Disabled, &d.Shadow.Reported, &d.Shadow.Desired, &d.Shadow.Metadata,
-					&d.Shadow.Version, &d.Shadow.Timestamp, &d.Shadow.AppliedTasks)
+					&d.Shadow.Version, &d.Shadow.Timestamp, &d.Shadow.AppliedTasks, &d.Shadow.Acknowledged)
 				page = append(page, d)
 				return err
 			}, exportSQL, p.Namespace, p.ProductID, after, exportPage)

@@ -121,10 +121,12 @@ func TestImportErrors(t *testing.T) {
 		devices iter.Seq2[Device, error]
 		want    error
 	}{
-		"name":     {given(Device{Name: "a"}, Device{Name: "a/b"}), errName},
-		"document": {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":1`, 1)}), shadow.ErrNotJSON},
-		"too deep": {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":{"a":{"a":{"a":{"a":{}}}}}}`, 1)}), shadow.ErrTooDeep},
-		"tasks":    {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: make([]string, 17)}}), errTasks},
+		"name":                     {given(Device{Name: "a"}, Device{Name: "a/b"}), errName},
+		"document":                 {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":1`, 1)}), shadow.ErrNotJSON},
+		"too deep":                 {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":{"a":{"a":{"a":{"a":{}}}}}}`, 1)}), shadow.ErrTooDeep},
+		"tasks":                    {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: make([]string, 17)}}), errTasks},
+		"acknowledged":             {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: []string{"x"}, Acknowledged: 2}}), errAcknowledged},
+		"acknowledged less than 0": {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: []string{"x"}, Acknowledged: -1}}), errAcknowledged},
 		"of the source": {func(yield func(Device, error) bool) {
 			_ = yield(Device{Name: "a"}, nil) && yield(Device{}, own)
 		}, own},

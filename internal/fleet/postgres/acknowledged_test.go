@@ -1,0 +1,278 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/fleet/fleettest"
+	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
+	"batchtask.dev/operator/internal/shadow"
+)
+
+// acknowledged returns what is counted of the tasks, and of those of randomShadow.
+func (h *harness) acknowledged(t testing.TB, p fleet.Product, uids ...string) map[string]int64 {
+	t.Helper()
+	for i := range fleet.MaxAppliedTasks {
+		uids = append(uids, fmt.Sprint("other-", i))
+	}
+	counts, err := h.store.Acknowledged(t.Context(), p, uids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counts
+}
+
+// comply reports all that is desired of a device, as the device would.
+func comply(was fleet.Shadow) (fleet.Shadow, error) {
+	doc, err := shadow.Parse(was.Stored)
+	if err != nil {
+		return fleet.Shadow{}, err
+	}
+	if err := doc.Update(shadow.Update{Reported: doc.Desired}, time.UnixMilli(1700000000456)); err != nil {
+		return fleet.Shadow{}, err
+	}
+	return was.With(doc), nil
+}
+
+// TestAcknowledgedWithoutDeadlock lets tasks, devices and imports write the same
+// devices at once. Several replicas have more sessions than there are rows to count
+// in, so they meet there too.
+func TestAcknowledgedWithoutDeadlock(t *testing.T) {
+	h := newHarness(t, pgtest.Start(t))
+	p := h.Product(t)
+	names := h.seed(t, p, 300)
+	var stores []*Store
+	for range 3 {
+		stores = append(stores, open(t, Options{URL: h.url, LockTimeout: 25 * time.Second})) // a deadlock ends sooner
+	}
+	const tasks = 12 // none is forgotten
+	var uids []string
+	var writers sync.WaitGroup
+	for i := range tasks {
+		uid := fmt.Sprint("task-", i)
+		uids = append(uids, uid)
+		random := rand.New(rand.NewPCG(uint64(i), 2))
+		patch := fmt.Sprintf(`{"field-%d":1}`, i)
+		if i%3 == 0 {
+			patch = `{"state":"closed"}` // as it is reported
+		}
+		u := update(t, uid, patch)
+		writers.Go(func() {
+			own := slices.Clone(names)
+			random.Shuffle(len(own), func(a, b int) { own[a], own[b] = own[b], own[a] })
+			for chunk := range slices.Chunk(own, 100) {
+				h.applyAnyDelta(t, stores[i%3], p, u, chunk)
+				for range 10 {
+					h.change(t, stores[random.IntN(3)], p, names[random.IntN(len(names))], comply)
+				}
+			}
+		})
+	}
+	writers.Go(func() {
+		var all []Device
+		for _, name := range slices.Backward(names) {
+			all = append(all, Device{Name: name}) // an old shadow: the row is locked and stays
+		}
+		for range 5 {
+			if sum, err := stores[0].Import(t.Context(), p, given(all...)); err != nil || sum.Unchanged != int64(len(names)) {
+				t.Errorf("import: %+v, error %v", sum, err)
+			}
+		}
+	})
+	writers.Wait()
+	h.wantCounted(t, p, uids)
+	for _, name := range names {
+		h.change(t, h.store, p, name, comply)
+	}
+	h.wantCounted(t, p, uids)
+	for uid, n := range h.acknowledged(t, p, uids...) {
+		if n != int64(len(names)) {
+			t.Errorf("%d devices have acknowledged %s, want all %d", n, uid, len(names))
+		}
+	}
+	var deadlocks int
+	if err := h.pool.QueryRow(t.Context(), `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`).Scan(&deadlocks); err != nil || deadlocks != 0 {
+		t.Errorf("%d deadlocks (error %v)", deadlocks, err)
+	}
+}
+
+// wantCounted compares what is counted with what the shadows say.
+func (h *harness) wantCounted(t testing.TB, p fleet.Product, uids []string) {
+	t.Helper()
+	want := map[string]int64{}
+	rows, err := h.pool.Query(t.Context(), `SELECT uid, count(*) FROM batchtask_device, unnest(applied_tasks[:acknowledged]) AS uid
+		WHERE namespace = $1 AND product_id = $2 AND uid = ANY ($3) GROUP BY uid`, p.Namespace, p.ProductID, uids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var uid string
+		var n int64
+		if err := rows.Scan(&uid, &n); err != nil {
+			t.Fatal(err)
+		}
+		want[uid] = n
+	}
+	if err := rows.Err(); err != nil || len(want) == 0 {
+		t.Fatalf("%d tasks were acknowledged, error %v", len(want), err)
+	}
+	if diff := cmp.Diff(want, h.acknowledged(t, p, uids...)); diff != "" {
+		t.Errorf("devices that have acknowledged tasks (-in shadows +counted):\n%s", diff)
+	}
+}
+
+// change changes a shadow as the shadow service does: what fails for a passing reason
+// is tried again.
+func (h *harness) change(t testing.TB, store *Store, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) {
+	t.Helper()
+	var err error
+	for range 50 {
+		if err = store.ChangeShadow(t.Context(), p, name, change); err == nil {
+			return
+		}
+	}
+	t.Errorf("changing the shadow of device %s: %v", name, err)
+}
+
+// TestAcknowledgedOnce : the server has committed, and the store does not learn of it.
+func TestAcknowledgedOnce(t *testing.T) {
+	server := pgtest.Start(t)
+	h := newHarness(t, server)
+	p := h.Product(t)
+	names := h.seed(t, p, 200)
+	var armed atomic.Bool
+	var statements, cuts atomic.Int64
+	// A statement that counts is a SELECT.
+	proxy := pgtest.StartProxy(t, server.Address(), func(tag string) bool {
+		if !armed.Load() || tag != "SELECT 1" || statements.Add(1)%3 == 0 {
+			return false
+		}
+		cuts.Add(1)
+		return true
+	})
+	store := open(t, Options{URL: pgtest.URLVia(t, h.url, proxy.Address())})
+	armed.Store(true)
+
+	const same, other = "same", "other"
+	for chunk := range slices.Chunk(names, 10) {
+		h.applyAnyDelta(t, store, p, update(t, same, `{"state":"closed"}`), chunk)
+	}
+	lost := cuts.Load()
+	h.applyAnyDelta(t, h.store, p, update(t, other, `{"state":"open"}`), names)
+	if diff := cmp.Diff(map[string]int64{same: 200}, h.acknowledged(t, p, same, other)); diff != "" {
+		t.Errorf("after ApplyDesired (-want +got):\n%s", diff)
+	}
+	for _, name := range names[:50] {
+		h.change(t, store, p, name, comply)
+	}
+	if diff := cmp.Diff(map[string]int64{same: 200, other: 50}, h.acknowledged(t, p, same, other)); diff != "" {
+		t.Errorf("after ChangeShadow (-want +got):\n%s", diff)
+	}
+	if later := cuts.Load() - lost; lost < 10 || later < 50 {
+		t.Errorf("%d and %d answers were lost: the test shows nothing", lost, later)
+	}
+}
+
+// TestAcknowledgedImported : imports count what the devices had acknowledged where they
+// were, once.
+func TestAcknowledgedImported(t *testing.T) {
+	h := newHarness(t, pgtest.Start(t))
+	p := h.Product(t)
+	of := func(name string, version int64, acknowledged int) Device {
+		s := shadowOf(`{"n":1}`, version)
+		s.AppliedTasks, s.Acknowledged = []string{"x", "y", "z"}, acknowledged
+		return Device{Name: name, Shadow: s}
+	}
+	for _, step := range []struct {
+		name    string
+		devices []Device
+		want    map[string]int64
+	}{
+		{"new ones", []Device{of("a", 2, 1), of("b", 2, 2), of("c", 2, 0)}, map[string]int64{"x": 2, "y": 1}},
+		{"the same again", []Device{of("c", 2, 0), of("b", 2, 2), of("a", 2, 1)}, map[string]int64{"x": 2, "y": 1}},
+		{"older ones", []Device{of("a", 1, 3), of("d", 1, 0)}, map[string]int64{"x": 2, "y": 1}},
+		{"newer ones", []Device{of("a", 3, 2), of("c", 3, 3), of("b", 2, 3)}, map[string]int64{"x": 3, "y": 3, "z": 1}},
+		{"one twice", []Device{of("e", 1, 1), of("e", 2, 2)}, map[string]int64{"x": 4, "y": 4, "z": 1}},
+	} {
+		if _, err := h.store.Import(t.Context(), p, given(step.devices...)); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if diff := cmp.Diff(step.want, h.acknowledged(t, p, "x", "y", "z")); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		}
+	}
+	if got := h.export(t, p); len(got) != 5 || !got[2].Shadow.Equal(of("c", 3, 3).Shadow) {
+		t.Errorf("exported %+v", got)
+	}
+	if got := h.acknowledged(t, h.Product(t), "x"); len(got) != 0 {
+		t.Errorf("another product has %v", got)
+	}
+}
+
+// TestAcknowledgedDeleted : what is counted of a task goes with its results, also where
+// it has none.
+func TestAcknowledgedDeleted(t *testing.T) {
+	h := newHarness(t, pgtest.Start(t))
+	p := h.Product(t)
+	h.Create(t, p, fleettest.Device{Name: "early"}, fleettest.Device{Name: "late"})
+	for _, uid := range []string{"one", "two"} {
+		h.applyAll(t, h.store, p, update(t, uid, `{"state":"open"}`), []string{"early", "late"})
+	}
+	h.change(t, h.store, p, "early", comply)
+	results := h.store.Results()
+	if err := results.Record(t.Context(), "three", p, fleet.ResultRange{Succeeded: []string{"early"}, At: time.UnixMilli(1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := results.Record(t.Context(), "two", p, fleet.ResultRange{Succeeded: []string{"early"}, At: time.UnixMilli(1)}); err != nil {
+		t.Fatal(err)
+	}
+	tasks := func(want ...string) {
+		t.Helper()
+		if got, err := results.Tasks(t.Context()); err != nil || !slices.Equal(got, want) {
+			t.Errorf("tasks %q (error %v), want %q", got, err, want)
+		}
+	}
+	tasks("one", "three", "two")
+	for _, uid := range []string{"one", "three"} {
+		if err := results.Delete(t.Context(), uid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tasks("two")
+	if diff := cmp.Diff(map[string]int64{"two": 1}, h.acknowledged(t, p, "one", "two")); diff != "" {
+		t.Errorf("after Delete (-want +got):\n%s", diff)
+	}
+	h.change(t, h.store, p, "late", comply)
+	tasks("one", "two")
+}
+
+// applyAnyDelta applies an update as the executor does, whatever is in the deltas.
+func (h *harness) applyAnyDelta(t testing.TB, store *Store, p fleet.Product, u fleet.DesiredUpdate, names []string) {
+	t.Helper()
+	var last error
+	for range 200 {
+		var again []string
+		for i, result := range store.ApplyDesired(t.Context(), p, u, names) {
+			if result.Err != nil {
+				again, last = append(again, names[i]), result.Err
+			}
+		}
+		if names = again; len(names) == 0 {
+			return
+		}
+		if _, ok := errors.AsType[*fleet.DeviceError](last); ok {
+			break
+		}
+	}
+	t.Errorf("%d devices never got the update: %v", len(names), last)
+}
