@@ -121,8 +121,11 @@ func (c postgresCase) measureImport(ctx context.Context) (figure, error) {
 		started := time.Now()
 		sum, err := c.store.Import(ctx, p, c.rows())
 		took := time.Since(started)
-		if err != nil || sum.Added != int64(len(c.names)) {
-			return figure{}, fmt.Errorf("import of %d devices: %+v: %w", len(c.names), sum, err)
+		if err == nil && sum.Added != int64(len(c.names)) {
+			err = fmt.Errorf("%+v", sum)
+		}
+		if err != nil {
+			return figure{}, fmt.Errorf("import of %d devices: %w", len(c.names), err)
 		}
 		rates = append(rates, float64(len(c.names))/took.Seconds())
 		if p.ProductID != productID {
