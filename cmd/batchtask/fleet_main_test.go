@@ -74,7 +74,7 @@ func (p *person) product(name, id, databaseURL string) {
 func (p *person) call(ctx context.Context, in io.Reader, args ...string) (out, notes, fault string) {
 	p.t.Helper()
 	root := &cobra.Command{Use: "batchtask", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(fleetCommand(), taskCommand())
+	root.AddCommand(fleetCommand(), taskCommand()) //nolint:contextcheck // the commands get it from ExecuteContext
 	var stdout, stderr strings.Builder
 	root.SetArgs(args)
 	root.SetIn(in)
