@@ -64,17 +64,12 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 
 // Index adds the cache indexes of spec.productID.
 func Index(ctx context.Context, mgr ctrl.Manager) error {
-	for _, index := range []struct {
-		of    client.Object
-		value func(client.Object) string
-	}{
-		{&v1alpha1.Product{}, func(o client.Object) string { return o.(*v1alpha1.Product).Spec.ProductID }},     //nolint:forcetypeassert // indexed as such
-		{&v1alpha1.BatchTask{}, func(o client.Object) string { return o.(*v1alpha1.BatchTask).Spec.ProductID }}, //nolint:forcetypeassert // indexed as such
-	} {
-		extract := func(o client.Object) []string { return []string{index.value(o)} }
-		if err := mgr.GetFieldIndexer().IndexField(ctx, index.of, product.FieldProductID, extract); err != nil {
-			return fmt.Errorf("index %T by %s: %w", index.of, product.FieldProductID, err)
-		}
+	if err := product.Index(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	byID := func(o client.Object) []string { return []string{o.(*v1alpha1.BatchTask).Spec.ProductID} } //nolint:forcetypeassert // indexed as such
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.BatchTask{}, product.FieldProductID, byID); err != nil {
+		return fmt.Errorf("index tasks by %s: %w", product.FieldProductID, err)
 	}
 	return nil
 }

@@ -59,14 +59,24 @@ func (o *servingOptions) metrics() metricsserver.Options {
 	return serving
 }
 
-// newManager makes a manager as the settings and the other options say.
-func (o *servingOptions) newManager(log logr.Logger, options ctrl.Options) (ctrl.Manager, error) {
-	options.Scheme = runtime.NewScheme()
+// newScheme returns the types of Kubernetes and of this project.
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
-		if err := add(options.Scheme); err != nil {
+		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("build the scheme: %w", err)
 		}
 	}
+	return scheme, nil
+}
+
+// newManager makes a manager as the settings and the other options say.
+func (o *servingOptions) newManager(log logr.Logger, options ctrl.Options) (ctrl.Manager, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	options.Scheme = scheme
 	cfg, err := ctrl.GetConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)

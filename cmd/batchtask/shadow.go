@@ -12,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
-	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/fleet/router"
@@ -102,9 +101,8 @@ func runShadow(stop context.Context, opts *shadowOptions, log logr.Logger) error
 	databases := opts.databases(live)
 	defer databases.Close()
 	store := &router.Router{Products: mgr.GetClient(), Kubernetes: objects, Databases: databases}
-	byID := func(o client.Object) []string { return []string{o.(*v1alpha1.Product).Spec.ProductID} } //nolint:forcetypeassert // indexed as such
-	if err := mgr.GetFieldIndexer().IndexField(stop, &v1alpha1.Product{}, product.FieldProductID, byID); err != nil {
-		return fmt.Errorf("index products by %s: %w", product.FieldProductID, err)
+	if err := product.Index(stop, mgr.GetFieldIndexer()); err != nil {
+		return err
 	}
 	devices, err := newShadowService(opts, store, mgr.GetClient(), log)
 	if err != nil {

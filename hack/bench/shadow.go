@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"batchtask.dev/operator/hack/localenv"
+	"batchtask.dev/operator/internal/shadow"
 )
 
 // The shadow service: devices that get their shadows and report to them, QoS 0 as
@@ -27,8 +28,8 @@ const (
 	writeStepTime = 4 * time.Second
 	lostAfter     = 5 * time.Second
 	shadowStore   = "Kubernetes store"
-	shadowTopic   = "$shadow/operation/" + productID + "/"
-	shadowResult  = "$shadow/operation/result/" + productID + "/"
+	shadowTopic   = shadow.OperationPrefix + productID + "/"
+	shadowResult  = shadow.ResultPrefix + productID + "/"
 	echoTopic     = "echo/there/"
 	echoResult    = "echo/back/"
 )

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"batchtask.dev/operator/hack/simulator"
+	"batchtask.dev/operator/internal/shadow"
 )
 
 // checkDevices waits for what the devices should have, shows some of it, and
@@ -129,7 +130,7 @@ func messageOf(device string, message simulator.Message) (string, error) {
 		if message.Payload == "close" {
 			return "close-doors", nil
 		}
-	case "$shadow/operation/result/" + productID + "/" + device:
+	case shadow.ResultTopic(productID, device):
 		if json.Unmarshal([]byte(message.Payload), &delta) == nil && delta.Type == "delta" && delta.Payload.State["state"] == "open" {
 			return deltaMessage(delta.Payload.Version), nil
 		}

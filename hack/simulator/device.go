@@ -8,6 +8,8 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"batchtask.dev/operator/internal/shadow"
 )
 
 const (
@@ -36,9 +38,9 @@ type device struct {
 
 func newDevice(fleet *Fleet, opts Options, name, clientID string, keepsShadow bool) *device {
 	address := opts.ProductID + "/" + name
-	d := &device{fleet: fleet, keep: opts.Keep, ready: make(chan error, 1), answers: "$shadow/operation/result/" + address}
+	d := &device{fleet: fleet, keep: opts.Keep, ready: make(chan error, 1), answers: shadow.ResultTopic(opts.ProductID, name)}
 	if keepsShadow {
-		d.keeper = newKeeper("$shadow/operation/"+address, d.publish, clientID, opts)
+		d.keeper = newKeeper(shadow.OperationPrefix+address, d.publish, clientID, opts)
 	}
 	d.filters = map[string]byte{d.answers: qos}
 	for _, topic := range opts.Topics {

@@ -10,6 +10,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/shadow"
 )
 
 const (
@@ -238,7 +239,7 @@ func (r *run) updateShadows(batch []uint64) {
 		case verdict == pending:
 			r.retry, passing = append(r.retry, batch[i]), res.Err
 		case verdict == succeeded && len(res.Delta) > 0:
-			topic := "$shadow/operation/result/" + r.task.Product.ProductID + "/" + names[i]
+			topic := shadow.ResultTopic(r.task.Product.ProductID, names[i])
 			deliveries = append(deliveries, &delivery{run: r, seq: batch[i], topic: topic, payload: res.Delta})
 		default:
 			r.settle(batch[i], verdict, reason, message)

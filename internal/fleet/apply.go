@@ -33,6 +33,16 @@ type Shadow struct {
 	Acknowledged int
 }
 
+// Document reads the shadow. The error, of one that is no document, is a
+// [*DeviceError]: whatever is asked of the device, it is no fault of that.
+func (s Shadow) Document() (*shadow.Document, error) {
+	doc, err := shadow.Parse(s.Stored)
+	if err != nil {
+		return nil, &DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: err.Error()}
+	}
+	return doc, nil
+}
+
 // With returns the shadow with another document, by whomever it was changed. A
 // device of which nothing is desired that it has not reported has acknowledged all
 // tasks so far.
@@ -73,9 +83,9 @@ type Applied struct {
 // device that has complied meanwhile is sent nothing, and one that gets the same
 // delta twice is no worse off than with any message of QoS 1.
 func (u DesiredUpdate) Apply(s Shadow) (Applied, error) {
-	doc, err := shadow.Parse(s.Stored)
+	doc, err := s.Document()
 	if err != nil {
-		return Applied{}, &DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: err.Error()}
+		return Applied{}, err
 	}
 	if slices.Contains(s.AppliedTasks, u.TaskUID) {
 		return Applied{Shadow: s, Delta: shadow.DeltaMessage(doc, u.Now.Unix())}, nil

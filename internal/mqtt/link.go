@@ -10,6 +10,7 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"k8s.io/utils/clock"
 )
 
 // link is a paho client with its one connection: never used again after it.
@@ -74,6 +75,29 @@ func (f files) open(ctx context.Context, id string, set func(*paho.ClientOptions
 	}
 	l.since = f.options.Clock.Now()
 	return l, nil
+}
+
+// await makes a call of paho that the broker has to answer, and returns its token once it has. call may hang when the
+// connection has just died, so spawn runs it in a goroutine.
+func (l *link) await(clk clock.WithTicker, timeout time.Duration, spawn func(func()), call func() paho.Token) (paho.Token, error) {
+	tokens := make(chan paho.Token, 1)
+	spawn(func() { tokens <- call() })
+	timer := clk.NewTimer(timeout)
+	defer timer.Stop()
+	var token paho.Token
+	var answered <-chan struct{}
+	for {
+		select {
+		case token = <-tokens:
+			answered = token.Done()
+		case <-answered:
+			return token, token.Error()
+		case <-l.conn.dead:
+			return nil, l.conn.cause()
+		case <-timer.C():
+			return nil, errAckTimeout
+		}
+	}
 }
 
 // disconnect ends the connection in an orderly way.

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -94,27 +95,20 @@ type target struct {
 }
 
 func (o *Options) setDefaults() {
-	setDefault(&o.ClientIDPrefix, DefaultClientIDPrefix)
-	setDefault(&o.Connections, DefaultConnections)
-	setDefault(&o.Window, DefaultWindow)
-	setDefault(&o.MaxPayloadBytes, DefaultMaxPayloadBytes)
-	setDefault(&o.AckTimeout, DefaultAckTimeout)
-	setDefault(&o.WriteTimeout, DefaultWriteTimeout)
-	setDefault(&o.ConnectTimeout, DefaultConnectTimeout)
-	setDefault(&o.KeepAlive, DefaultKeepAlive)
-	setDefault(&o.FileCheckInterval, DefaultFileCheckInterval)
+	o.ClientIDPrefix = cmp.Or(o.ClientIDPrefix, DefaultClientIDPrefix)
+	o.Connections = cmp.Or(o.Connections, DefaultConnections)
+	o.Window = cmp.Or(o.Window, DefaultWindow)
+	o.MaxPayloadBytes = cmp.Or(o.MaxPayloadBytes, DefaultMaxPayloadBytes)
+	o.AckTimeout = cmp.Or(o.AckTimeout, DefaultAckTimeout)
+	o.WriteTimeout = cmp.Or(o.WriteTimeout, DefaultWriteTimeout)
+	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, DefaultConnectTimeout)
+	o.KeepAlive = cmp.Or(o.KeepAlive, DefaultKeepAlive)
+	o.FileCheckInterval = cmp.Or(o.FileCheckInterval, DefaultFileCheckInterval)
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
-	}
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
 	}
 }
 

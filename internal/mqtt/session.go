@@ -344,27 +344,13 @@ func (s *session) close() {
 // roundTrip asks the broker for an answer that has no effect: UNSUBACK for a subscription that never was. It tells
 // whether the broker serves this connection.
 func (s *session) roundTrip() error {
-	tokens := make(chan paho.Token, 1)
-	s.spawn(func() { tokens <- s.client.Unsubscribe("batchtask/health/" + s.id) }) // may hang when the connection has just died
-	timer := s.clock.NewTimer(s.opts.ConnectTimeout)
-	defer timer.Stop()
-	var token paho.Token
-	var answered <-chan struct{}
-	for {
-		select {
-		case token = <-tokens:
-			answered = token.Done()
-		case <-answered:
-			if err := token.Error(); err != nil {
-				return fmt.Errorf("round trip: %w", err)
-			}
-			return nil
-		case <-s.conn.dead:
-			return fmt.Errorf("round trip: %w", s.conn.cause())
-		case <-timer.C():
-			return fmt.Errorf("round trip: %w", errAckTimeout)
-		}
+	_, err := s.await(s.clock, s.opts.ConnectTimeout, s.spawn, func() paho.Token {
+		return s.client.Unsubscribe("batchtask/health/" + s.id)
+	})
+	if err != nil {
+		return fmt.Errorf("round trip: %w", err)
 	}
+	return nil
 }
 
 // brokerDropped says whether a connection ended by the broker's doing, as far as one can see from here: it was closed

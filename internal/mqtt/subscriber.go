@@ -145,32 +145,18 @@ func (s *Subscriber) connect(ctx context.Context) (*link, error) {
 }
 
 func (s *Subscriber) subscribe(l *link) error {
-	timer := s.options.Clock.NewTimer(s.options.ConnectTimeout)
-	defer timer.Stop()
-	tokens := make(chan paho.Token, 1)
-	s.running.Go(func() { tokens <- l.client.Subscribe(s.options.Filter, 1, nil) }) // may hang when the connection has just died
-	var token paho.Token
-	var answered <-chan struct{}
-	for {
-		select {
-		case token = <-tokens:
-			answered = token.Done()
-		case <-answered:
-			if err := token.Error(); err != nil {
-				return fmt.Errorf("subscribing to %s: %w", s.options.Filter, err)
-			}
-			for _, code := range token.(*paho.SubscribeToken).Result() {
-				if code == refusedSubscription {
-					return fmt.Errorf("subscribing to %s: the broker refuses it", s.options.Filter)
-				}
-			}
-			return nil
-		case <-l.conn.dead:
-			return fmt.Errorf("subscribing to %s: %w", s.options.Filter, l.conn.cause())
-		case <-timer.C():
-			return fmt.Errorf("subscribing to %s: %w", s.options.Filter, errAckTimeout)
+	token, err := l.await(s.options.Clock, s.options.ConnectTimeout, s.running.Go, func() paho.Token {
+		return l.client.Subscribe(s.options.Filter, 1, nil)
+	})
+	if err != nil {
+		return fmt.Errorf("subscribing to %s: %w", s.options.Filter, err)
+	}
+	for _, code := range token.(*paho.SubscribeToken).Result() {
+		if code == refusedSubscription {
+			return fmt.Errorf("subscribing to %s: the broker refuses it", s.options.Filter)
 		}
 	}
+	return nil
 }
 
 // serve waits until the connection has ended, and returns why; or until ctx has, or other files are to be used, and

@@ -40,6 +40,15 @@ func Ready(p *v1alpha1.Product) bool {
 	return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady)
 }
 
+// Index makes a cache find Products by [FieldProductID].
+func Index(ctx context.Context, indexer client.FieldIndexer) error {
+	byID := func(o client.Object) []string { return []string{o.(*v1alpha1.Product).Spec.ProductID} } //nolint:forcetypeassert // indexed as such
+	if err := indexer.IndexField(ctx, &v1alpha1.Product{}, FieldProductID, byID); err != nil {
+		return fmt.Errorf("index products by %s: %w", FieldProductID, err)
+	}
+	return nil
+}
+
 // Finder finds products by their ID.
 type Finder struct {
 	Reader client.Reader

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -17,12 +16,6 @@ import (
 	"batchtask.dev/operator/internal/qcloud"
 	"batchtask.dev/operator/internal/shadow"
 	"batchtask.dev/operator/internal/validation"
-)
-
-var (
-	productIDPattern  = regexp.MustCompile(`^[a-zA-Z0-9]{1,32}$`)
-	deviceNamePattern = regexp.MustCompile(`^[a-zA-Z0-9:_-]{1,48}$`)
-	topicPattern      = regexp.MustCompile(`^[a-zA-Z0-9:_-]{1,128}$`)
 )
 
 // Shadows are the shadows of devices, as they are at the moment.
@@ -60,9 +53,9 @@ func (d devices) get(ctx context.Context, a account, request *qcloud.GetDeviceSh
 	if err != nil {
 		return nil, err
 	}
-	doc, err := shadow.Parse(stored.Stored)
+	doc, err := stored.Document()
 	if err != nil {
-		return nil, unreadable(err)
+		return nil, err
 	}
 	return qcloud.ShadowResult{Data: shadow.AnswerGet(shadow.Message{Type: shadow.TypeGet}, doc, d.now())}, nil
 }
@@ -85,7 +78,7 @@ func (d devices) update(ctx context.Context, a account, request *qcloud.UpdateDe
 		return nil, d.refused(a, err, doc)
 	}
 	if delta := shadow.DeltaMessage(doc, d.now()); delta != nil {
-		topic := "$shadow/operation/result/" + request.ProductID + "/" + request.DeviceName
+		topic := shadow.ResultTopic(request.ProductID, request.DeviceName)
 		if err := publish(ctx, d.publisher, a.namespace, topic, delta); err != nil {
 			return nil, fmt.Errorf("the shadow of device %s/%s has version %d now, but the device was not told: %w", request.ProductID, request.DeviceName, doc.Version, err)
 		}
@@ -99,8 +92,8 @@ func (d devices) change(ctx context.Context, a account, device qcloud.Device, up
 	var doc *shadow.Document
 	change := func(was fleet.Shadow) (fleet.Shadow, error) {
 		var err error
-		if doc, err = shadow.Parse(was.Stored); err != nil {
-			return fleet.Shadow{}, unreadable(err)
+		if doc, err = was.Document(); err != nil {
+			return fleet.Shadow{}, err
 		}
 		if err := doc.Update(update, d.clock.Now()); err != nil {
 			return fleet.Shadow{}, err
@@ -121,7 +114,7 @@ func (d devices) change(ctx context.Context, a account, device qcloud.Device, up
 func (d devices) publish(ctx context.Context, a account, request *qcloud.Publish) (qcloud.Result, error) {
 	topic, own := strings.CutPrefix(request.Topic, request.ProductID+"/"+request.DeviceName+"/")
 	switch {
-	case !own || !topicPattern.MatchString(topic):
+	case !own || !validation.TopicName(topic):
 		return nil, qcloud.Errorf(qcloud.KindIllegalTopic, a.version.Parameter("topic"),
 			"must be {%s}/{%s}/ and 1 to 128 letters, digits, ':', '_' and '-'", a.version.Parameter("productID"), a.version.Parameter("deviceName"))
 	case len(request.Payload) > validation.MaxPayloadBytes:
@@ -147,9 +140,9 @@ func (d devices) publish(ctx context.Context, a account, request *qcloud.Publish
 // to another namespace, say, is an internal error as it is with tasks.
 func (d devices) product(ctx context.Context, a account, device qcloud.Device) (*v1alpha1.Product, error) {
 	switch {
-	case !productIDPattern.MatchString(device.ProductID):
+	case !validation.ProductID(device.ProductID):
 		return nil, qcloud.Errorf(qcloud.KindInvalidValue, a.version.Parameter("productID"), "must be 1 to 32 letters and digits")
-	case !deviceNamePattern.MatchString(device.DeviceName):
+	case !validation.DeviceName(device.DeviceName):
 		return nil, qcloud.Errorf(qcloud.KindInvalidValue, a.version.Parameter("deviceName"), "must be 1 to 48 letters, digits, ':', '_' and '-'")
 	}
 	p, err := d.products.Lookup(ctx, a.namespace, device.ProductID)
@@ -201,11 +194,6 @@ var stateKinds = map[shadow.Result]qcloud.Kind{
 	shadow.ResultIllegalNode: qcloud.KindStateIllegalNode,
 	shadow.ResultNotJSON:     qcloud.KindStateNotJSON,
 	shadow.ResultTooLarge:    qcloud.KindStateTooLarge,
-}
-
-// unreadable is the error of a stored shadow that is no document.
-func unreadable(err error) error {
-	return &fleet.DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: err.Error()}
 }
 
 // fleet names the account's product that a device is of.

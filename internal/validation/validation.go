@@ -25,17 +25,12 @@ const (
 	MaxPayloadBytes = 16 << 10
 )
 
-var (
-	productIDPattern = regexp.MustCompile(`^[a-zA-Z0-9]{1,32}$`)
-	topicPattern     = regexp.MustCompile(`^[a-zA-Z0-9:_-]{1,128}$`)
-)
-
 // Spec checks what holds of a task at any time, whatever else exists. It trusts
 // nothing: an object that was written past the schema is checked as well.
 func Spec(spec *v1alpha1.BatchTaskSpec) field.ErrorList {
 	path := field.NewPath("spec")
 	var errs field.ErrorList
-	if !productIDPattern.MatchString(spec.ProductID) {
+	if !ProductID(spec.ProductID) {
 		errs = append(errs, field.Invalid(path.Child("productID"), spec.ProductID, "must be 1 to 32 letters and digits"))
 	}
 	errs = append(errs, filter(spec.DeviceNameFilter, path.Child("deviceNameFilter"))...)
@@ -127,7 +122,7 @@ func desired(text string, path *field.Path) field.ErrorList {
 
 func message(task *v1alpha1.PublishMessageTask, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	if !topicPattern.MatchString(task.Topic) {
+	if !TopicName(task.Topic) {
 		errs = append(errs, field.Invalid(path.Child("topic"), shorten(task.Topic),
 			"must be 1 to 128 letters, digits, ':', '_' and '-': the part of the MQTT topic after {productID}/{deviceName}/"))
 	}

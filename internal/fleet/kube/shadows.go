@@ -24,7 +24,7 @@ func NewShadows(live Live) Shadows { return Shadows{live} }
 
 // ReadShadow does what [fleet.Store] says.
 func (s Shadows) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
-	device, err := s.find(ctx, p, name)
+	device, err := Find(ctx, s.live, p, name)
 	if err != nil {
 		return fleet.Shadow{}, err
 	}
@@ -33,14 +33,15 @@ func (s Shadows) ReadShadow(ctx context.Context, p fleet.Product, name string) (
 
 // ChangeShadow does what [fleet.Store] says.
 func (s Shadows) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
-	return changeShadow(ctx, s.live, func() (*v1alpha1.Device, error) { return s.find(ctx, p, name) }, change)
+	return changeShadow(ctx, s.live, func() (*v1alpha1.Device, error) { return Find(ctx, s.live, p, name) }, change)
 }
 
-// find returns the object that counts for a device, as it is now.
-func (s Shadows) find(ctx context.Context, p fleet.Product, name string) (*v1alpha1.Device, error) {
+// Find returns the object that counts for a device: the oldest. The error is
+// [fleet.ErrDeviceGone] where there is none.
+func Find(ctx context.Context, from client.Reader, p fleet.Product, name string) (*v1alpha1.Device, error) {
 	var list v1alpha1.DeviceList
 	fields := client.MatchingFields{"spec.productID": p.ProductID, "spec.deviceName": name}
-	if err := s.live.List(ctx, &list, client.InNamespace(p.Namespace), fields); err != nil {
+	if err := from.List(ctx, &list, client.InNamespace(p.Namespace), fields); err != nil {
 		return nil, fmt.Errorf("looking for device %s in namespace %s: %w", name, p.Namespace, err)
 	}
 	if len(list.Items) == 0 {

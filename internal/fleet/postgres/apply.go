@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/validation"
 )
 
 // applyChunk is how many shadows are changed by one statement: enough that the round
@@ -76,7 +77,7 @@ func (s *Store) ApplyDesired(ctx context.Context, p fleet.Product, u fleet.Desir
 		for _, name := range chunk {
 			d := &device{name: name, result: fleet.DesiredResult{Err: fleet.ErrDeviceGone}}
 			results[name] = &d.result
-			if validName(name) {
+			if validation.DeviceName(name) {
 				devices = append(devices, d)
 			}
 		}

@@ -5,15 +5,6 @@ import "strings"
 // nameBytes are the bytes that names of devices are made of.
 const nameBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_-"
 
-// maxNameBytes is how long a name may be.
-const maxNameBytes = 48
-
-// validName reports whether a device can have the name. The server is not asked for
-// one that none has: it does not take every text.
-func validName(name string) bool {
-	return name != "" && len(name) <= maxNameBytes && madeOfNameBytes(name)
-}
-
 func madeOfNameBytes(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return !strings.ContainsRune(nameBytes, r) })
 }

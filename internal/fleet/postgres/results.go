@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/validation"
 )
 
 // Results is a [fleet.Results]. It is safe for concurrent use. Errors are passing
@@ -149,7 +150,7 @@ func check(p piece, failed []fleet.Failure) error {
 	}
 	slices.Sort(names)
 	for i, name := range names {
-		if !validName(name) || name <= p.after || name > p.upto || i > 0 && name == names[i-1] {
+		if !validation.DeviceName(name) || name <= p.after || name > p.upto || i > 0 && name == names[i-1] {
 			return fmt.Errorf("%w: device %q after %q up to %q", errNotInRange, name, p.after, p.upto)
 		}
 	}

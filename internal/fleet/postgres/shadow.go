@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/validation"
 )
 
 // A shadow is written on the condition that its row is still the one that was read.
@@ -35,7 +36,7 @@ type querier interface {
 
 // ReadShadow implements [fleet.Store].
 func (s *Store) ReadShadow(ctx context.Context, p fleet.Product, name string) (is fleet.Shadow, err error) {
-	if !validName(name) {
+	if !validation.DeviceName(name) {
 		return is, fleet.ErrDeviceGone
 	}
 	err = s.call(ctx, "reading the shadow of device "+name, func(ctx context.Context) (err error) {
@@ -52,7 +53,7 @@ func (s *Store) ReadShadow(ctx context.Context, p fleet.Product, name string) (i
 // read and the write, it is done once more with the row locked, so change is called
 // at most twice.
 func (s *Store) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
-	if !validName(name) {
+	if !validation.DeviceName(name) {
 		return fleet.ErrDeviceGone
 	}
 	var own error // of change

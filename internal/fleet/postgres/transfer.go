@@ -11,6 +11,7 @@ import (
 
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/shadow"
+	"batchtask.dev/operator/internal/validation"
 )
 
 const (
@@ -141,7 +142,7 @@ func (s *Store) Import(ctx context.Context, p fleet.Product, devices iter.Seq2[D
 
 // canonical returns a device as it is stored, or what is wrong with it.
 func canonical(d Device) (Device, error) {
-	if !validName(d.Name) {
+	if !validation.DeviceName(d.Name) {
 		return d, errName
 	}
 	if len(d.Shadow.AppliedTasks) > fleet.MaxAppliedTasks {

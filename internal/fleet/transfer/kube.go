@@ -15,6 +15,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/fleet/transfer/devicefile"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/shadow"
@@ -159,18 +160,11 @@ func (f *InKubernetes) Get(ctx context.Context, name string) (devicefile.Device,
 	if devicefile.CheckName(name) != nil { // a field selector does not take every text
 		return devicefile.Device{}, fleet.ErrDeviceGone
 	}
-	var list v1alpha1.DeviceList
-	fields := client.MatchingFields{product.FieldProductID: f.product.ProductID, "spec.deviceName": name}
-	if err := f.client.List(ctx, &list, client.InNamespace(f.product.Namespace), fields); err != nil {
-		return devicefile.Device{}, fmt.Errorf("look for device %q in namespace %q: %w", name, f.product.Namespace, err)
+	found, err := kube.Find(ctx, f.client, f.product, name)
+	if err != nil {
+		return devicefile.Device{}, err
 	}
-	if len(list.Items) == 0 {
-		return devicefile.Device{}, fleet.ErrDeviceGone
-	}
-	oldest := slices.MinFunc(list.Items, func(a, b v1alpha1.Device) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.UID, b.UID))
-	})
-	return deviceOf(&oldest), nil
+	return deviceOf(found), nil
 }
 
 func deviceOf(d *v1alpha1.Device) devicefile.Device {

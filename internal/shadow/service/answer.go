@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/shadow"
 )
@@ -58,17 +57,11 @@ func (s *Service) get(ctx context.Context, p fleet.Product, name string, m shado
 	if err != nil {
 		return s.failure(m, err)
 	}
-	doc, err := shadow.Parse(stored.Stored)
+	doc, err := stored.Document()
 	if err != nil {
-		return s.failure(m, unreadable(err))
+		return s.failure(m, err)
 	}
 	return shadow.AnswerGet(m, doc, s.now()), shadow.ResultOK, nil
-}
-
-// unreadable is the error of a stored shadow that is no document, which is no fault
-// of the message.
-func unreadable(err error) error {
-	return &fleet.DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: err.Error()}
 }
 
 func (s *Service) update(ctx context.Context, p fleet.Product, name string, m shadow.Message) ([]byte, shadow.Result, error) {
@@ -76,8 +69,8 @@ func (s *Service) update(ctx context.Context, p fleet.Product, name string, m sh
 	var tried fleet.Shadow // what was last handed to the store
 	change := func(was fleet.Shadow) (fleet.Shadow, error) {
 		var err error
-		if doc, err = shadow.Parse(was.Stored); err != nil {
-			return fleet.Shadow{}, unreadable(err)
+		if doc, err = was.Document(); err != nil {
+			return fleet.Shadow{}, err
 		}
 		if tried.Version > 0 && was.Equal(tried) {
 			// An attempt before this one was written, only the store's answer was lost. Made

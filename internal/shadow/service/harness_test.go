@@ -14,6 +14,7 @@ import (
 
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/fleettest"
+	"batchtask.dev/operator/internal/shadow"
 	"batchtask.dev/operator/internal/testenv"
 )
 
@@ -144,7 +145,7 @@ func (c *client) dial() error {
 		}
 	})
 	p := paho.NewClient(o)
-	for _, step := range []func() paho.Token{p.Connect, func() paho.Token { return p.Subscribe(resultPrefix+"+/+", 0, c.receive) }} {
+	for _, step := range []func() paho.Token{p.Connect, func() paho.Token { return p.Subscribe(shadow.ResultPrefix+"+/+", 0, c.receive) }} {
 		token := step()
 		if !token.WaitTimeout(patience) {
 			return errors.New("no answer of the broker")
@@ -207,7 +208,7 @@ func (c *client) sendTo(topic, payload string) {
 	}
 }
 
-func (d device) topic() string { return operationPrefix + d.productID + "/" + d.name }
+func (d device) topic() string { return shadow.OperationPrefix + d.productID + "/" + d.name }
 
 // answer returns the next answer to a device.
 func (c *client) answer(name string) string {
@@ -266,7 +267,7 @@ func (c *client) hear(filters ...string) func() string {
 			mu.Lock()
 			topics.WriteString(m.Topic() + " ")
 			mu.Unlock()
-			if strings.HasPrefix(m.Topic(), resultPrefix) {
+			if strings.HasPrefix(m.Topic(), shadow.ResultPrefix) {
 				c.receive(nil, m)
 			}
 		})

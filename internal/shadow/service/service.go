@@ -10,6 +10,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,25 +79,18 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
-	setDefault(&o.ClientID, DefaultClientID)
-	setDefault(&o.Workers, DefaultWorkers)
-	setDefault(&o.QueueLength, DefaultQueueLength)
-	setDefault(&o.Rate, DefaultRate)
-	setDefault(&o.Burst, DefaultBurst)
-	setDefault(&o.RetryTime, DefaultRetryTime)
-	setDefault(&o.DrainTimeout, DefaultDrainTimeout)
+	o.ClientID = cmp.Or(o.ClientID, DefaultClientID)
+	o.Workers = cmp.Or(o.Workers, DefaultWorkers)
+	o.QueueLength = cmp.Or(o.QueueLength, DefaultQueueLength)
+	o.Rate = cmp.Or(o.Rate, DefaultRate)
+	o.Burst = cmp.Or(o.Burst, DefaultBurst)
+	o.RetryTime = cmp.Or(o.RetryTime, DefaultRetryTime)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, DefaultDrainTimeout)
 	if o.MQTT.Clock == nil {
 		o.MQTT.Clock = clock.RealClock{}
 	}
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
-	}
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
 	}
 }
 

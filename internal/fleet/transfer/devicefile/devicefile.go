@@ -7,6 +7,7 @@ import (
 	"errors"
 
 	"batchtask.dev/operator/internal/shadow"
+	"batchtask.dev/operator/internal/validation"
 )
 
 // Device is a device with its shadow.
@@ -22,20 +23,10 @@ type Device struct {
 // errName says what names are legal.
 var errName = errors.New("a name is 1 to 48 letters, digits, ':', '_' and '-'")
 
-// maxNameBytes is how long a name may be.
-const maxNameBytes = 48
-
 // CheckName returns an error unless a device can have the name.
 func CheckName(name string) error {
-	if name == "" || len(name) > maxNameBytes {
+	if !validation.DeviceName(name) {
 		return errName
-	}
-	for i := range len(name) {
-		switch c := name[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == ':', c == '_', c == '-':
-		default:
-			return errName
-		}
 	}
 	return nil
 }
