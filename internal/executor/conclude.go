@@ -64,11 +64,11 @@ func (r *run) conclude(served bool) Outcome {
 		return OutcomeNone
 	}
 	r.drain()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.readAll && len(r.page) == 0 && r.tracker.open() == 0 {
+	if r.allServed() {
 		return OutcomeServed // the last results came while draining
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.asked == OutcomeCancelled {
 		r.tracker.close()
 	}

@@ -490,7 +490,7 @@ func TestNoCheckpointNoProgress(t *testing.T) {
 }
 
 func TestDevicesThatComeAndGo(t *testing.T) {
-	bubble(t, 2000, 50, func(t *testing.T, r *rig) {
+	bubble(t, 5000, 50, func(t *testing.T, r *rig) {
 		r.broker.pace = time.Millisecond
 		task := publishTask("a", ".*")
 		r.Ensure(task)
@@ -498,10 +498,10 @@ func TestDevicesThatComeAndGo(t *testing.T) {
 		r.fleet.mu.Lock()
 		r.fleet.names = slices.Insert(r.fleet.names, 1, "d-00000-new")                                                   // behind the cursor: not served
 		r.fleet.names = append(r.fleet.names, "d-99999")                                                                 // ahead of it: served
-		r.fleet.names = slices.DeleteFunc(r.fleet.names, func(n string) bool { return n == name(1) || n == name(1999) }) // served; not reached
+		r.fleet.names = slices.DeleteFunc(r.fleet.names, func(n string) bool { return n == name(1) || n == name(4999) }) // served; not reached
 		r.fleet.mu.Unlock()
 		got := r.ended(t, task)
-		if got.Matched != 2000 || got.Succeeded != 2000 || got.Cursor != "d-99999" {
+		if got.Matched != 5000 || got.Succeeded != 5000 || got.Cursor != "d-99999" {
 			t.Errorf("progress: %+v", got)
 		}
 	})

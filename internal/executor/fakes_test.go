@@ -23,7 +23,12 @@ type devices struct {
 	apply func(name string) fleet.DesiredResult
 	// scanFaults is how many calls of Scan fail before one succeeds.
 	scanFaults int
-	applied    map[string]int
+	// applyFaults is how many calls of ApplyDesired fail before one succeeds, and
+	// applyTakes how long it takes over each device.
+	applyFaults int
+	applyTakes  time.Duration
+	applied     map[string]int
+	calls       []int // how many devices each call of ApplyDesired had
 	// results keeps the results of devices; nil for a fleet that does not.
 	results *recorder
 }
@@ -78,9 +83,18 @@ func (d *devices) list(q fleet.Query, limit int) (names []string, more bool, err
 }
 
 func (d *devices) ApplyDesired(_ context.Context, _ fleet.Product, _ fleet.DesiredUpdate, names []string) []fleet.DesiredResult {
+	<-time.After(time.Duration(len(names)) * d.applyTakes)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.calls = append(d.calls, len(names))
 	results := make([]fleet.DesiredResult, len(names))
+	if d.applyFaults > 0 {
+		d.applyFaults--
+		for i := range results {
+			results[i].Err = errors.New("the store is away")
+		}
+		return results
+	}
 	for i, n := range names {
 		results[i] = fleet.DesiredResult{Delta: []byte(`{"type":"delta"}`)}
 		if d.apply != nil {

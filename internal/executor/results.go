@@ -40,7 +40,7 @@ func (r *run) openResults(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if totals.Upto > r.task.After {
-		r.task.After, r.at, r.read = totals.Upto, totals.Upto, totals.Upto
+		r.task.After, r.at = totals.Upto, totals.Upto
 		r.tracker.resume(totals)
 	}
 	r.results, r.safe = results, r.snapshotLocked()

@@ -13,16 +13,12 @@ import (
 	"batchtask.dev/operator/internal/shadow"
 )
 
-const (
-	// pageSize is how many names are read from the fleet at once.
-	pageSize = 512
-	// updateBatch is how many shadows are updated in one call to the store.
-	updateBatch = 256
-)
+// feedBatch is how many devices are taken in at once.
+const feedBatch = 256
 
-// run carries one task out. One goroutine, loop, feeds: it reads names, updates
-// shadows and publishes. Results arrive from the publisher's goroutines in
-// settle. A third goroutine, pulse, watches the clock.
+// run carries one task out. One goroutine, loop, feeds: it takes devices in, which
+// readAhead has read, and publishes. Results arrive from the publisher's goroutines in
+// settle. Others beside it, pulse and keepRecording, watch the clock and record results.
 type run struct {
 	exec  *Executor
 	task  Task
@@ -51,12 +47,11 @@ type run struct {
 
 	dead    atomic.Bool   // nobody waits for results any more
 	settled chan struct{} // has room for one signal: there is room, or nothing is left
+	pages   chan page     // from readAhead
 
 	// Of loop alone:
 	at      string   // the last name that was given to the tracker
-	page    []string // names read and not yet given to the tracker
-	read    string   // the last name that was read
-	readAll bool     // no names come after read
+	page    page     // devices not yet given to the tracker
 	retry   []uint64 // devices to be served again at retryAt
 	retryAt time.Time
 	backoff wait.Backoff
@@ -66,7 +61,7 @@ func newRun(e *Executor, task Task) *run {
 	r := &run{
 		exec: e, task: task, share: e.window.join(), matched: task.Matched,
 		tracker: newTracker(e.opts.ResendLimit, task.After, task.Succeeded, task.Failed, task.Failures),
-		settled: make(chan struct{}, 1), toRecord: make(chan struct{}, 1), at: task.After, read: task.After,
+		settled: make(chan struct{}, 1), toRecord: make(chan struct{}, 1), pages: make(chan page), at: task.After,
 	}
 	r.backoff = newBackoff()
 	life, cancel := context.WithCancel(e.ctx)
@@ -132,115 +127,96 @@ func (r *run) prepare() bool {
 // feed serves devices until every one has its result (true), or feeding has
 // ended (false).
 func (r *run) feed() bool {
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	reading.Go(func() { r.readAhead(r.task.After) })
 	for r.feeding.Err() == nil {
-		batch, done := r.next()
-		if done {
+		switch {
+		case len(r.retry) > 0 && !r.exec.opts.Clock.Now().Before(r.retryAt):
+			r.tryAgain()
+		case r.takeIn():
+		case r.allServed():
 			return true
-		}
-		if r.task.Publish != nil {
-			r.publishMessages(batch)
-		} else {
-			r.updateShadows(batch)
+		default:
+			r.waitForWork()
 		}
 	}
 	return false
 }
 
-// next returns devices that are to be served now, or true when every device has
-// its result. It waits where there is nothing to do.
-func (r *run) next() (batch []uint64, done bool) {
-	for r.feeding.Err() == nil {
-		if len(r.retry) > 0 && !r.exec.opts.Clock.Now().Before(r.retryAt) {
-			batch, r.retry = r.retry, nil
-			return batch, false
-		}
-		if len(r.page) == 0 && !r.readAll {
-			r.persist("reading the devices", r.readPage)
-			continue
-		}
-		r.mu.Lock()
-		n := min(r.tracker.room(), len(r.page), updateBatch)
-		for _, name := range r.page[:n] {
-			batch = append(batch, r.tracker.add(name))
-			r.at = name
-		}
-		done = n == 0 && len(r.page) == 0 && r.readAll && r.tracker.open() == 0
+// takeIn serves the next devices of the page, or says that there are none or no room.
+func (r *run) takeIn() bool {
+	r.mu.Lock()
+	n := min(r.tracker.room(), len(r.page.names), feedBatch)
+	if n == 0 {
 		r.mu.Unlock()
-		r.page = r.page[n:]
-		if n > 0 || done {
-			return batch, done
-		}
-		r.waitForSettled()
+		return false
 	}
-	return nil, false
+	names, updates := r.page.take(n)
+	batch := make([]uint64, n)
+	for i, name := range names {
+		batch[i] = r.tracker.add(name)
+	}
+	r.at = names[n-1]
+	r.mu.Unlock()
+	if r.task.Publish != nil {
+		r.publishMessages(batch, names)
+	} else {
+		r.sendDeltas(batch, names, updates)
+	}
+	return true
 }
 
-func (r *run) readPage(ctx context.Context) error {
-	names, more, err := r.exec.store.Scan(ctx, r.query(r.read), pageSize)
-	if err != nil {
-		return err
-	}
-	r.page, r.readAll = names, !more
-	if len(names) > 0 {
-		r.read = names[len(names)-1]
-	}
-	return nil
+// allServed reports whether every device has its result.
+func (r *run) allServed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.page.last && len(r.page.names) == 0 && r.tracker.open() == 0
 }
 
-// waitForSettled waits until results have made room, a retry is due, or feeding ends.
-func (r *run) waitForSettled() {
+// waitForWork waits until results have made room, there is a page where the last one has
+// been taken in, a retry is due, or feeding ends.
+func (r *run) waitForWork() {
 	var due <-chan time.Time
 	if len(r.retry) > 0 {
 		timer := r.exec.opts.Clock.NewTimer(r.retryAt.Sub(r.exec.opts.Clock.Now()))
 		defer timer.Stop()
 		due = timer.C()
 	}
+	var pages chan page
+	if len(r.page.names) == 0 && !r.page.last {
+		pages = r.pages
+	}
 	select {
 	case <-r.settled:
+	case r.page = <-pages:
 	case <-due:
 	case <-r.feeding.Done():
 	}
 }
 
 // publishMessages sends the task's message to these devices.
-func (r *run) publishMessages(batch []uint64) {
+func (r *run) publishMessages(batch []uint64, names []string) {
 	prefix, suffix := r.task.Product.ProductID+"/", "/"+r.task.Publish.Topic
 	deliveries := make([]*delivery, len(batch))
-	r.mu.Lock()
 	for i, seq := range batch {
-		deliveries[i] = &delivery{run: r, seq: seq, topic: prefix + r.tracker.name(seq) + suffix, payload: r.task.Publish.Payload}
+		deliveries[i] = &delivery{run: r, seq: seq, topic: prefix + names[i] + suffix, payload: r.task.Publish.Payload}
 	}
-	r.mu.Unlock()
 	r.publish(deliveries)
 }
 
-// updateShadows merges the task's desired state into the shadows of these devices
-// and sends each its delta. A device without a delta has succeeded at once: its
-// shadow is stored, and there is nothing to tell it.
-//
-// A crash between the store and the acknowledgement leaves a device whose shadow
-// is new and whose delta may not have been sent. The resumed task finds its own
-// UID in the shadow, leaves it as it is and sends the delta again.
-func (r *run) updateShadows(batch []uint64) {
-	names := make([]string, len(batch))
-	r.mu.Lock()
-	for i, seq := range batch {
-		names[i] = r.tracker.name(seq)
-	}
-	r.mu.Unlock()
-
-	update := fleet.DesiredUpdate{TaskUID: string(r.task.UID), Patch: r.task.Desired, Now: r.exec.opts.Clock.Now()}
-	results := r.exec.store.ApplyDesired(r.feeding, r.task.Product, update, names)
-
+// sendDeltas sends each of these devices the delta of its update. A device without one
+// has succeeded at once: its shadow is stored, and there is nothing to tell it.
+func (r *run) sendDeltas(batch []uint64, names []string, updates []fleet.DesiredResult) {
 	var deliveries []*delivery
 	var passing error
-	for i, res := range results {
-		switch verdict, reason, message := judge(res.Err); {
+	for i, u := range updates {
+		switch verdict, reason, message := judge(u.Err); {
 		case verdict == pending:
-			r.retry, passing = append(r.retry, batch[i]), res.Err
-		case verdict == succeeded && len(res.Delta) > 0:
+			r.retry, passing = append(r.retry, batch[i]), u.Err
+		case verdict == succeeded && len(u.Delta) > 0:
 			topic := shadow.ResultTopic(r.task.Product.ProductID, names[i])
-			deliveries = append(deliveries, &delivery{run: r, seq: batch[i], topic: topic, payload: res.Delta})
+			deliveries = append(deliveries, &delivery{run: r, seq: batch[i], topic: topic, payload: u.Delta})
 		default:
 			r.settle(batch[i], verdict, reason, message)
 		}
@@ -248,11 +224,26 @@ func (r *run) updateShadows(batch []uint64) {
 	if passing != nil {
 		r.retryAt = r.exec.opts.Clock.Now().Add(r.backoff.Step())
 		r.report("updating shadows", passing)
-	} else {
+	}
+	r.publish(deliveries)
+}
+
+// tryAgain updates the shadows that could not be updated before.
+func (r *run) tryAgain() {
+	batch := r.retry
+	r.retry = nil
+	names := make([]string, len(batch))
+	r.mu.Lock()
+	for i, seq := range batch {
+		names[i] = r.tracker.name(seq)
+	}
+	r.mu.Unlock()
+	updates := r.exec.store.ApplyDesired(r.feeding, r.task.Product, r.update(r.exec.opts.Clock.Now()), names)
+	r.sendDeltas(batch, names, updates)
+	if len(r.retry) == 0 {
 		r.backoff = newBackoff()
 		r.report("", nil)
 	}
-	r.publish(deliveries)
 }
 
 // publish sends these messages as the window allows. Those that are not sent when
@@ -318,7 +309,13 @@ func (r *run) take(seq uint64, res result, reason, message string) (tell bool) {
 		return false
 	}
 	r.dirty = true
-	if r.tracker.head-r.told < uint64(len(r.tracker.ring)+1)/2 {
+	// A record is cheap, and what is not recorded takes room. One is made at a time, so
+	// they are as large as what comes during the last.
+	enough := uint64(len(r.tracker.ring)+1) / 2
+	if r.results != nil {
+		enough = uint64(len(r.tracker.ring)+15) / 16
+	}
+	if r.tracker.head-r.told < enough {
 		return false
 	}
 	r.told, r.dirty = r.tracker.head, false

@@ -163,3 +163,25 @@ func BenchmarkScan(b *testing.B) {
 		b.ReportMetric(float64(cpu.Nanoseconds()), "cpu-ns/device")
 	})
 }
+
+// BenchmarkRecord records the results of 250 devices after those of others.
+func BenchmarkRecord(b *testing.B) {
+	h := newHarness(b, pgtest.Start(b))
+	p := h.Product(b)
+	next := 0
+	b.ResetTimer()
+	for range b.N {
+		part := fleet.ResultRange{At: time.UnixMilli(1)}
+		if next > 0 {
+			part.After = deviceName(next - 1)
+		}
+		for range 250 {
+			part.Succeeded = append(part.Succeeded, deviceName(next))
+			next++
+		}
+		part.Upto = deviceName(next - 1)
+		if err := h.store.Results().Record(b.Context(), "uid", p, part); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

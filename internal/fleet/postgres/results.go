@@ -44,9 +44,23 @@ const (
 	resultRangeSQL       = `INSERT INTO batchtask_result_range (task_uid, after_name, upto_name, succeeded, at_ms) VALUES ($1, $2, $3, $4, $5)`
 	resultFailuresSQL    = `INSERT INTO batchtask_result_failure (task_uid, device_name, reason, message, at_ms)
 		SELECT $1, name, reason, message, $2 FROM unnest($3::text[], $4::text[], $5::text[]) AS f (name, reason, message)`
+	// Mostly a range comes after all others of its task, so that nothing needs to be cut.
+	// Whether it does is looked at by a statement after the one that takes the lock: what
+	// a statement sees is as it was when it began.
+	resultAppendSQL = `WITH appended AS (
+			INSERT INTO batchtask_result_range (task_uid, after_name, upto_name, succeeded, at_ms)
+			SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM batchtask_result_task WHERE task_uid = $1)
+				AND NOT EXISTS (SELECT FROM batchtask_result_range WHERE task_uid = $1 AND upto_name > $2)
+			RETURNING at_ms),
+		failures AS (
+			INSERT INTO batchtask_result_failure (task_uid, device_name, reason, message, at_ms)
+			SELECT $1, name, reason, message, at_ms
+				FROM unnest($6::text[], $7::text[], $8::text[]) AS f (name, reason, message), appended)
+		SELECT count(*) FROM appended`
 )
 
-// Record implements [fleet.Results]. It costs two round trips.
+// Record implements [fleet.Results]. It costs one round trip where the range comes after
+// all that were recorded of the task, and five else.
 func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, results fleet.ResultRange) error {
 	upto := results.Upto
 	if upto == "" {
@@ -57,12 +71,16 @@ func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, r
 	if err := check(own, results.Failed); err != nil {
 		return fmt.Errorf("recording results of task %s: %w", taskUID, err)
 	}
-	return r.change(ctx, "recording results of task "+taskUID, func(ctx context.Context, tx pgx.Tx) error {
+	doing := "recording results of task " + taskUID
+	names, reasons, messages := columns(results.Failed)
+	if appended, err := r.append(ctx, doing, taskUID, own, names, reasons, messages); appended || err != nil {
+		return err
+	}
+	return r.change(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
 		kept, err := cut(ctx, tx, taskUID, p, own.after, own.upto)
 		if err != nil {
 			return err
 		}
-		names, reasons, messages := columns(results.Failed)
 		batch := &pgx.Batch{}
 		for _, piece := range append(kept, own) {
 			piece.insert(batch, taskUID)
@@ -72,6 +90,19 @@ func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, r
 		}
 		return tx.SendBatch(ctx, batch).Close()
 	})
+}
+
+// append records a range if it comes after all others of a task that has some.
+func (r *Results) append(ctx context.Context, doing, taskUID string, own piece, names, reasons, messages []string) (appended bool, err error) {
+	var n int
+	err = r.store.call(ctx, doing, func(ctx context.Context) error {
+		batch := &pgx.Batch{} // is a transaction
+		batch.Queue(resultOwnedSQL, taskUID)
+		batch.Queue(resultAppendSQL, taskUID, own.after, own.upto, own.names(), own.at, names, reasons, messages).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
+		return r.store.pool.SendBatch(ctx, batch).Close()
+	})
+	return n == 1, err
 }
 
 func (r *Results) change(ctx context.Context, doing string, do func(context.Context, pgx.Tx) error) error {
@@ -135,11 +166,15 @@ func position(names []string, bound string) int {
 }
 
 func (p piece) insert(batch *pgx.Batch, taskUID string) {
-	succeeded := p.succeeded
-	if succeeded == nil {
-		succeeded = []string{} // a nil slice would be NULL
+	batch.Queue(resultRangeSQL, taskUID, p.after, p.upto, p.names(), p.at)
+}
+
+// names returns the names that succeeded, as they are stored.
+func (p piece) names() []string {
+	if p.succeeded == nil {
+		return []string{} // a nil slice would be NULL
 	}
-	batch.Queue(resultRangeSQL, taskUID, p.after, p.upto, succeeded, p.at)
+	return p.succeeded
 }
 
 // check returns an error unless each name is within the range, and there once.

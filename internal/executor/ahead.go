@@ -1,0 +1,111 @@
+package executor
+
+import (
+	"context"
+	"time"
+
+	"batchtask.dev/operator/internal/fleet"
+)
+
+// Reading from the fleet store and writing to it take their time, in which the broker
+// would have nothing to do. So a goroutine of its own, readAhead, is a page ahead of the
+// devices that are served, and for an UpdateShadow task has their shadows updated:
+//
+//	readAhead: scan ─▶ update shadows ─▶ page
+//	loop:                                page ─▶ tracker ─▶ publish
+//
+// Devices of pages are in no count and no message was sent to them; what bounds resends
+// is the tracker alone. A crash leaves shadows updated whose devices were not told: the
+// resumed task finds its own UID in them, leaves them as they are and sends the delta.
+const (
+	// namesPage is how many names are read at once where there is nothing to update.
+	namesPage = 1024
+	// Pages of shadows are as large as the store takes pagePace for: one call for many
+	// is cheaper for a database, and a store that is slow must not hold the first
+	// messages up.
+	firstPage, leastPage, largestPage = 256, 64, 4096
+	pagePace                          = 50 * time.Millisecond
+)
+
+// page is a number of devices that follow each other.
+type page struct {
+	names   []string
+	updates []fleet.DesiredResult // of the same devices; nil for a PublishMessage task
+	last    bool                  // no devices come after these
+}
+
+// take removes the first n devices and returns them.
+func (p *page) take(n int) (names []string, updates []fleet.DesiredResult) {
+	names, p.names = p.names[:n], p.names[n:]
+	if p.updates != nil {
+		updates, p.updates = p.updates[:n], p.updates[n:]
+	}
+	return names, updates
+}
+
+// readAhead sends all pages after a name to r.pages, until feeding ends.
+func (r *run) readAhead(after string) {
+	size := namesPage
+	if r.task.Publish == nil {
+		size = firstPage
+	}
+	for {
+		var p page
+		if !r.persist("reading the devices", func(ctx context.Context) error {
+			names, more, err := r.exec.store.Scan(ctx, r.query(after), size)
+			p.names, p.last = names, !more
+			return err
+		}) {
+			return
+		}
+		if r.task.Publish == nil && len(p.names) > 0 {
+			var took time.Duration
+			var ok bool
+			if p.updates, took, ok = r.updatePage(p.names); !ok {
+				return
+			}
+			size = nextSize(size, len(p.names), took)
+		}
+		select {
+		case r.pages <- p:
+		case <-r.feeding.Done():
+			return
+		}
+		if p.last {
+			return
+		}
+		after = p.names[len(p.names)-1]
+	}
+}
+
+// updatePage updates the shadows of these devices, again and again while the store can
+// update none. What it could not update of others is for loop to try again. It returns
+// how long the last time took, or false when feeding has ended.
+func (r *run) updatePage(names []string) (updates []fleet.DesiredResult, took time.Duration, ok bool) {
+	ok = r.persist("updating shadows", func(ctx context.Context) error {
+		started := r.exec.opts.Clock.Now()
+		updates = r.exec.store.ApplyDesired(ctx, r.task.Product, r.update(started), names)
+		took = r.exec.opts.Clock.Since(started)
+		for _, u := range updates {
+			if verdict, _, _ := judge(u.Err); verdict != pending {
+				return nil
+			}
+		}
+		return updates[0].Err
+	})
+	return updates, took, ok
+}
+
+func (r *run) update(now time.Time) fleet.DesiredUpdate {
+	return fleet.DesiredUpdate{TaskUID: string(r.task.UID), Patch: r.task.Desired, Now: now}
+}
+
+// nextSize is how large a page shall be after one of n devices that took so long, where
+// size was asked for.
+func nextSize(size, n int, took time.Duration) int {
+	fits := largestPage
+	if took > 0 {
+		fits = int(int64(n) * int64(pagePace) / int64(took))
+	}
+	return min(max(fits, size/2, leastPage), 2*size, largestPage)
+}
