@@ -12,12 +12,10 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,8 +43,6 @@ type legacy struct {
 	secretID, secretKey string
 }
 
-var nonce atomic.Uint64
-
 // call makes a call of V2 and returns its answer; an error is one of the network.
 func (l *legacy) call(params map[string]string) (map[string]any, error) {
 	answer, err := l.http.Post(l.url+"/v2/index.php", "application/x-www-form-urlencoded", strings.NewReader(l.sign(params)))
@@ -60,16 +56,8 @@ func (l *legacy) call(params map[string]string) (map[string]any, error) {
 
 // sign returns the body of a call.
 func (l *legacy) sign(params map[string]string) string {
-	all := map[string]string{"SecretId": l.secretID, "Timestamp": strconv.FormatInt(time.Now().Unix(), 10), "Nonce": strconv.FormatUint(nonce.Add(1), 10)}
-	for name, value := range params {
-		all[name] = value
-	}
-	all["Signature"] = qcloud.Sign("", l.secretKey, qcloud.StringToSign("POST", "iotcloud.api.qcloud.com", "/v2/index.php", all))
-	values := url.Values{}
-	for name, value := range all {
-		values.Set(name, value)
-	}
-	return values.Encode()
+	signer := qcloud.Signer{Version: qcloud.V2, Host: "iotcloud.api.qcloud.com", SecretID: l.secretID, SecretKey: l.secretKey}
+	return qcloud.EncodeForm(signer.Sign(http.MethodPost, time.Now(), params))
 }
 
 // good makes a call that must succeed.

@@ -151,8 +151,8 @@ func TestBadRequests(t *testing.T) {
 // badWire are calls that no table of parameters can tell.
 func badWire(t *testing.T, f *front, c *caller) {
 	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-	good := func() string { return encode(c.sign("POST", qcloud.V2, c.message(nil))) }
-	replayed := encode(c.sign("POST", qcloud.V2, map[string]string{"Action": "DescribeTask", "id": "none"}))
+	good := func() string { return qcloud.EncodeForm(c.sign("POST", qcloud.V2, c.message(nil))) }
+	replayed := qcloud.EncodeForm(c.sign("POST", qcloud.V2, map[string]string{"Action": "DescribeTask", "id": "none"}))
 	f.send(t, "POST", "/v2/index.php", form, replayed)
 	// The client for Python leaves out what begins with "@", and so would anyone.
 	unsigned := c.message(map[string]string{"deviceNameFilter": "@.*"})
@@ -169,7 +169,7 @@ func badWire(t *testing.T, f *front, c *caller) {
 		message        string
 	}{
 		"replay":                  {"POST", "/v2/index.php", form, replayed, 4500, "the request was seen before"},
-		"unsigned parameter":      {"POST", "/v2/index.php", form, encode(all), 4100, "authentication failed: deviceNameFilter"},
+		"unsigned parameter":      {"POST", "/v2/index.php", form, qcloud.EncodeForm(all), 4100, "authentication failed: deviceNameFilter"},
 		"parameter twice":         {"POST", "/v2/index.php", form, good() + "&productID=OTHER", 4000, textBadParameter + "productID: is given twice"},
 		"query and body":          {"POST", "/v2/index.php?productID=OTHER", form, good(), 4000, textBadParameter + "productID: is given twice"},
 		"added after signing":     {"POST", "/v2/index.php", form, good() + "&maxExecutionTimeInSeconds=1", 4100, "authentication failed"},

@@ -8,13 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,8 +144,6 @@ type caller struct {
 	secretKey string
 }
 
-var nonces atomic.Uint64
-
 // newCaller makes an account: a namespace with a product and a Secret.
 func (f *front) newCaller(t *testing.T) *caller {
 	t.Helper()
@@ -186,35 +183,19 @@ func (f *front) putSecret(t *testing.T, namespace, name, secretID, secretKey str
 // sign completes the parameters of a call with the common ones, each that is not
 // there already, and the signature.
 func (c *caller) sign(method string, version qcloud.Version, params map[string]string) map[string]string {
-	all := map[string]string{
-		"Region": "gz", "SecretId": c.secretID, "Timestamp": strconv.FormatInt(time.Now().Unix(), 10),
-		"Nonce": strconv.FormatUint(nonces.Add(1), 10),
-	}
-	host := v2host
+	signer := qcloud.Signer{Version: version, Host: v2host, SecretID: c.secretID, SecretKey: c.secretKey}
 	if version == qcloud.V3 {
-		host, all["Version"] = v3host, qcloud.VersionV3
+		signer.Host = v3host
 	}
-	for name, value := range params {
-		all[name] = value
-	}
-	if _, given := params["Signature"]; !given {
-		all["Signature"] = qcloud.Sign(all["SignatureMethod"], c.secretKey, qcloud.StringToSign(method, host, version.Path(), all))
-	}
-	return all
-}
-
-func encode(params map[string]string) string {
-	values := url.Values{}
-	for name, value := range params {
-		values.Set(name, value)
-	}
-	return values.Encode()
+	all := map[string]string{"Region": "gz"}
+	maps.Copy(all, params)
+	return signer.Sign(method, time.Now(), all)
 }
 
 // v2 makes a call of V2 and returns the answer.
 func (c *caller) v2(t *testing.T, method string, params map[string]string) map[string]any {
 	t.Helper()
-	form := encode(c.sign(method, qcloud.V2, params))
+	form := qcloud.EncodeForm(c.sign(method, qcloud.V2, params))
 	if method == http.MethodGet {
 		return c.f.send(t, method, "/v2/index.php?"+form, nil, "")
 	}
