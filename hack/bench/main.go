@@ -2,11 +2,17 @@
 // broker, the manager as it is shipped. Every figure that has a limit stands
 // beside that limit, measured in the same run: machines differ and are noisy,
 // ratios less so.
+//
+// Arguments select cases; without any, all are measured. BENCH=quick in the environment
+// measures less of each, in minutes, BENCH=full a million devices in PostgreSQL.
+//
+// An aim is met, missed or, where it or its limit could not be measured, neither. The exit
+// status says nothing of aims: it is 0 once the operator was measured, and 1 where it
+// could not be.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,23 +22,11 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
 	"batchtask.dev/operator/hack/localenv"
 )
-
-// figure is one line of the result.
-type figure struct {
-	Case  string  `json:"case"`
-	Value float64 `json:"value"`
-	Unit  string  `json:"unit"`
-	// Limit is what was measured beside it, by LimitIs; 0 where there is none.
-	Limit   float64 `json:"limit,omitempty"`
-	LimitIs string  `json:"limitIs,omitempty"`
-	Ratio   float64 `json:"ratio,omitempty"`
-	Aim     string  `json:"aim,omitempty"`
-	// NotMeasured says why Value or Limit is missing. Such a figure has not reached its
-	// aim, whatever that is.
-	NotMeasured string `json:"notMeasured,omitempty"`
-}
 
 // setup is one run of the environment, and what is measured in it. A manager's peak
 // memory says something of one run only, so each has a manager of its own.
@@ -45,23 +39,38 @@ type setup struct {
 	measure      func(context.Context, *localenv.Env) ([]figure, error)
 }
 
-func setups() []setup {
-	publish := func(devices int, latency bool, aim string, flags ...string) setup {
-		c := publishCase{devices: devices, flags: flags, latency: latency, aim: aim}
-		return setup{name: "publish", managerFlags: flags, measure: c.measure}
+func setups(size scale) []setup {
+	publish := func(c publishCase) setup {
+		c.rounds = size.publishRounds
+		return setup{name: "publish", managerFlags: c.flags, measure: c.measure}
 	}
-	return []setup{
-		publish(2_000, true, ""),
-		publish(20_000, false, ">= 0.6"),
-		publish(20_000, false, ">= 0.6", "--resend-limit=5000"),
-		{name: "shim", shimFlags: []string{"--rate-limit=100000", "--rate-burst=100000"}, measure: measureShim},
-		{name: "shadow", shadowFlags: shadowFlags, measure: measureShadow},
-		{name: "postgres", database: true, measure: measurePostgres},
+	shadowOver := func(store string, database bool, makeDevices func(context.Context, *localenv.Env, []string) error) setup {
+		c := shadowCase{store: store, roundTrips: size.shadowTrips, step: size.shadowStep, makeDevices: makeDevices}
+		return setup{name: "shadow", shadowFlags: shadowFlags, database: database, measure: c.measure}
 	}
+	all := []setup{publish(publishCase{devices: 2_000, latencies: size.latencies})}
+	if size.publishMany {
+		all = append(all, publish(publishCase{devices: 20_000, aim: &aim{ofRatio, atLeast, 0.6}}),
+			publish(publishCase{devices: 20_000, aim: &aim{ofRatio, atLeast, 0.6}, flags: []string{"--resend-limit=5000"}}))
+	}
+	sizes := &postgresSizes{}
+	return append(all, []setup{
+		{name: "small", measure: func(ctx context.Context, env *localenv.Env) ([]figure, error) {
+			return measureSmall(ctx, env, size.smallNamespaces, size.smallRounds)
+		}},
+		{name: "shim", shimFlags: []string{"--rate-limit=100000", "--rate-burst=100000"}, measure: func(ctx context.Context, env *localenv.Env) ([]figure, error) {
+			return measureShim(ctx, env, size.frontRounds, size.frontPairs)
+		}},
+		shadowOver("Kubernetes store", false, makeDevices),
+		shadowOver("PostgreSQL store", true, makeDatabaseDevices),
+		{name: "postgres", database: true, measure: sizes.measureBase},
+		{name: "postgres", database: true, measure: sizes.measureLarge(size.postgresDevices)},
+	}...)
 }
 
 func main() {
 	localenv.BecomeChild()
+	log.SetLogger(logr.Discard()) // else controller-runtime complains
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
@@ -71,8 +80,17 @@ func main() {
 	}
 }
 
-// run measures the cases of these names, or all.
+// run measures the cases of these names, or all, and shows what was measured even if one
+// of them fails.
 func run(ctx context.Context, only []string) error {
+	size, err := readScale()
+	if err != nil {
+		return err
+	}
+	chosen, err := choose(setups(size), only)
+	if err != nil {
+		return err
+	}
 	root, err := os.Getwd()
 	if err != nil {
 		return err
@@ -81,83 +99,81 @@ func run(ctx context.Context, only []string) error {
 	if err != nil {
 		return err
 	}
-	if err := checkPrograms(only); err != nil {
+	if err := checkPrograms(chosen); err != nil {
 		return err
 	}
 	var figures []figure
-	for _, c := range setups() {
-		if !c.chosen(only) {
-			continue
-		}
-		opts := localenv.Options{
-			Root: root, Dir: filepath.Join(root, ".dev", "bench"), Assets: assets,
-			Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", Progress: progress,
-			MQTTAddress: "127.0.0.1:0", ManagerFlags: c.managerFlags,
-			NoShadow: len(c.shadowFlags) == 0, ShadowFlags: c.shadowFlags,
-			Database: c.database,
-			NoShim:   len(c.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: c.shimFlags,
-		}
-		err := localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) error {
-			measured, err := c.measure(ctx, env)
-			figures = append(figures, measured...)
-			return err
-		})
+	for _, c := range chosen {
+		measured, err := c.run(ctx, root, assets)
+		figures = append(figures, measured...)
 		if err != nil {
-			return err
+			show(os.Stdout, figures)
+			return fmt.Errorf("case %s: %w", c.name, err)
 		}
 	}
-	if len(figures) == 0 {
-		return fmt.Errorf("there is no case %s; there are publish, shim, shadow and postgres", strings.Join(only, ", "))
+	show(os.Stdout, figures)
+	path := filepath.Join(root, "bin", "bench.json")
+	if err := save(path, figures); err != nil {
+		return err
 	}
-	show(figures)
-	return save(filepath.Join(root, "bin", "bench.json"), figures)
+	fmt.Println("\nwritten to", path)
+	return nil
 }
 
-func (s setup) chosen(only []string) bool { return len(only) == 0 || slices.Contains(only, s.name) }
+// run measures one case in an environment of its own.
+func (s setup) run(ctx context.Context, root, assets string) (figures []figure, err error) {
+	opts := localenv.Options{
+		Root: root, Dir: filepath.Join(root, ".dev", "bench"), Assets: assets,
+		Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", Progress: progress,
+		MQTTAddress: "127.0.0.1:0", ManagerFlags: s.managerFlags,
+		NoShadow: len(s.shadowFlags) == 0, ShadowFlags: s.shadowFlags,
+		Database: s.database,
+		NoShim:   len(s.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: s.shimFlags,
+	}
+	err = localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) (err error) {
+		figures, err = s.measure(ctx, env)
+		return err
+	})
+	return figures, err
+}
+
+// choose returns the cases of these names, or all.
+func choose(all []setup, only []string) ([]setup, error) {
+	if len(only) == 0 {
+		return all, nil
+	}
+	var chosen []setup
+	unknown := slices.Clone(only)
+	var names []string
+	for _, s := range all {
+		if !slices.Contains(names, s.name) {
+			names = append(names, s.name)
+		}
+		unknown = slices.DeleteFunc(unknown, func(name string) bool { return name == s.name })
+		if slices.Contains(only, s.name) {
+			chosen = append(chosen, s)
+		}
+	}
+	if len(unknown) > 0 {
+		return nil, fmt.Errorf("there is no case %s; there are %s", strings.Join(unknown, ", "), strings.Join(names, ", "))
+	}
+	return chosen, nil
+}
 
 // checkPrograms tells what is missing before an hour has gone into the other cases.
-func checkPrograms(only []string) error {
+func checkPrograms(chosen []setup) error {
 	if _, err := exec.LookPath("mosquitto"); err != nil {
 		return fmt.Errorf("measuring needs mosquitto (apt-get install mosquitto): %w", err)
 	}
-	for _, c := range setups() {
-		if !c.database || !c.chosen(only) {
+	for _, c := range chosen {
+		if !c.database {
 			continue
 		}
 		if _, err := localenv.FindPostgres(); err != nil {
 			return fmt.Errorf("case %s: %w; CASES selects others", c.name, err)
-		}
-		if _, err := postgresDevices(); err != nil {
-			return fmt.Errorf("case %s: %w", c.name, err)
 		}
 	}
 	return nil
 }
 
 func progress(text string) { fmt.Fprintln(os.Stderr, "bench:", text) }
-
-func show(figures []figure) {
-	fmt.Printf("\n%-72s %12s  %-14s %12s  %7s  %s\n", "case", "measured", "unit", "limit", "ratio", "aim")
-	for _, f := range figures {
-		limit, ratio := "-", "-"
-		if f.Limit > 0 {
-			limit, ratio = fmt.Sprintf("%.1f", f.Limit), fmt.Sprintf("%.2f", f.Ratio)
-		}
-		if f.NotMeasured != "" {
-			f.Aim += " (NOT MEASURED: " + f.NotMeasured + ")"
-		}
-		fmt.Printf("%-72s %12.1f  %-14s %12s  %7s  %s\n", f.Case, f.Value, f.Unit, limit, ratio, f.Aim)
-	}
-}
-
-func save(path string, figures []figure) error {
-	text, err := json.MarshalIndent(figures, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
-		return err
-	}
-	fmt.Println("\nwritten to", path)
-	return nil
-}

@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -31,8 +30,6 @@ import (
 const (
 	accounts        = 8
 	tasksPerAccount = 25
-	frontRounds     = 5
-	frontPairs      = 200
 )
 
 // creator makes one task of an account.
@@ -41,46 +38,42 @@ type creator func(ctx context.Context, account int) error
 type front struct {
 	env     *localenv.Env
 	names   atomic.Int64
-	nonces  atomic.Uint64
 	startAt int64
 }
 
-func measureShim(ctx context.Context, env *localenv.Env) ([]figure, error) {
+func measureShim(ctx context.Context, env *localenv.Env, rounds, pairs int) ([]figure, error) {
 	f := &front{env: env, startAt: time.Now().Add(2 * time.Hour).Unix()}
 	progress("making accounts for the HTTP front")
 	if err := f.makeAccounts(ctx); err != nil {
 		return nil, err
 	}
-	var direct, through []float64
-	for round := range frontRounds + 1 {
-		first, err := f.rate(ctx, f.create)
-		if err != nil {
-			return nil, err
-		}
-		second, err := f.rate(ctx, f.call)
+	var direct, through series
+	for round := range rounds + 1 {
+		straight, straightErr := f.rate(ctx, f.create)
+		called, err := f.rate(ctx, f.call)
 		if err != nil {
 			return nil, err
 		}
 		if round == 0 {
 			continue // connections are made, caches filled
 		}
-		direct, through = append(direct, first), append(through, second)
-		progress(fmt.Sprintf("creates: %.0f/s at the API server, %.0f/s through the HTTP front", first, second))
+		direct.add(straight, straightErr)
+		through.add(called, nil)
+		progress(fmt.Sprintf("creates: %s at the API server, %s through the HTTP front", direct.last(), through.last()))
 	}
-	straight, added, err := f.latencies(ctx)
-	if err != nil {
-		return nil, err
+	straight, called := f.latencies(ctx, pairs)
+	if called.err != nil {
+		return nil, called.err
 	}
-	limit, rate := median(direct), median(through)
-	at := func(values []float64, percent int) float64 { return values[len(values)*percent/100] }
+	added := func(percent int) figure {
+		return newDifference(fmt.Sprintf("the same, one at a time: time added, p%d", percent), called.percentile(percent), straight.percentile(percent))
+	}
 	return []figure{
-		{
-			Case: fmt.Sprintf("CreateTask through the HTTP front, %d accounts at once", accounts), Value: rate, Unit: "calls/s",
-			Limit: limit, LimitIs: "the same creates straight at the API server", Ratio: rate / limit, Aim: ">= 0.8",
-		},
-		{Case: "the same, one at a time: time added, p50", Value: at(added, 50) - at(straight, 50), Unit: "ms", Aim: "< 5"},
-		{Case: "the same, one at a time: time added, p99", Value: at(added, 99) - at(straight, 99), Unit: "ms"},
-		{Case: "create straight at the API server, one at a time, p50", Value: at(straight, 50), Unit: "ms"},
+		newFigure(fmt.Sprintf("CreateTask through the HTTP front, %d accounts at once", accounts), "calls/s", through.median()).
+			beside(direct.median(), "the same creates straight at the API server").aiming(&aim{ofRatio, atLeast, 0.8}),
+		added(50).aiming(&aim{ofValue, atMost, 5}),
+		added(99),
+		newFigure("create straight at the API server, one at a time, p50", "ms", straight.percentile(50)),
 	}, nil
 }
 
@@ -92,10 +85,7 @@ func (f *front) makeAccounts(ctx context.Context) error {
 		namespace := namespaceOf(account)
 		for _, object := range []client.Object{
 			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}},
-			&v1alpha1.Product{
-				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "bench"},
-				Spec:       v1alpha1.ProductSpec{ProductID: productOf(account)},
-			},
+			newProduct(namespace, productOf(account)),
 			&corev1.Secret{
 				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "caller", Labels: map[string]string{v1alpha1.LabelCredentials: "true"}},
 				StringData: map[string]string{v1alpha1.CredentialsSecretID: namespace, v1alpha1.CredentialsSecretKey: "key"},
@@ -108,14 +98,8 @@ func (f *front) makeAccounts(ctx context.Context) error {
 		if err := f.raiseLimit(ctx, namespace); err != nil {
 			return err
 		}
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-			err := f.call(ctx, account)
-			if err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("account %s is not served: %w", namespace, err)
-			}
+		if err := poll(ctx, 20*time.Millisecond, func() error { return f.call(ctx, account) }); err != nil {
+			return fmt.Errorf("account %s is not served: %w", namespace, err)
 		}
 	}
 	return f.clear(ctx)
@@ -125,15 +109,10 @@ func (f *front) makeAccounts(ctx context.Context) error {
 func (f *front) raiseLimit(ctx context.Context, namespace string) error {
 	patch := client.RawPatch(client.Merge.Type(), []byte(`{"spec":{"maxActiveTasks":1000}}`))
 	quota := &v1alpha1.TaskQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName}}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		err := f.env.Client.Patch(ctx, quota, patch)
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("raise the limit of %s: %w", namespace, err)
-		}
+	if err := poll(ctx, 20*time.Millisecond, func() error { return f.env.Client.Patch(ctx, quota, patch) }); err != nil {
+		return fmt.Errorf("raise the limit of %s: %w", namespace, err)
 	}
+	return nil
 }
 
 // rate creates tasks in all accounts at once, returns how many a second, and
@@ -151,64 +130,54 @@ func (f *front) rate(ctx context.Context, create creator) (float64, error) {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return 0, err
-	}
+	err := group.Wait()
 	took := time.Since(started)
-	return accounts * tasksPerAccount / took.Seconds(), f.clear(ctx)
+	return accounts * tasksPerAccount / took.Seconds(), errors.Join(err, f.clear(ctx))
 }
 
 // latencies makes pairs of creates, one of each kind, and returns their times in
-// milliseconds, sorted.
-func (f *front) latencies(ctx context.Context) (direct, through []float64, err error) {
-	for pair := range frontPairs {
+// milliseconds.
+func (f *front) latencies(ctx context.Context, pairs int) (direct, through *series) {
+	direct, through = &series{}, &series{}
+	for pair := range pairs {
 		for _, kind := range []struct {
 			create creator
-			took   *[]float64
-		}{{f.create, &direct}, {f.call, &through}} {
+			took   *series
+		}{{f.create, direct}, {f.call, through}} {
 			started := time.Now()
-			if err := kind.create(ctx, pair%accounts); err != nil {
-				return nil, nil, err
-			}
-			*kind.took = append(*kind.took, float64(time.Since(started).Microseconds())/1000)
+			err := kind.create(ctx, pair%accounts)
+			kind.took.add(float64(time.Since(started).Microseconds())/1000, err)
+		}
+		if through.err != nil {
+			break
 		}
 		if pair%accounts == accounts-1 {
 			if err := f.clear(ctx); err != nil {
-				return nil, nil, err
+				through.add(0, err)
+				break
 			}
 		}
 	}
-	slices.Sort(direct)
-	slices.Sort(through)
-	return direct, through, nil
+	return direct, through
 }
 
 // create makes a task straight at the API server.
 func (f *front) create(ctx context.Context, account int) error {
-	return f.env.Client.Create(ctx, &v1alpha1.BatchTask{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(account), Name: fmt.Sprintf("task-%d", f.names.Add(1))},
-		Spec: v1alpha1.BatchTaskSpec{
-			TaskType: v1alpha1.TaskTypePublishMessage, ProductID: productOf(account), DeviceNameFilter: "^door", ScheduleTimeInSeconds: f.startAt,
-			Tasks:                   v1alpha1.TaskDetails{PublishMessageTask: &v1alpha1.PublishMessageTask{Topic: topic, Payload: payload}},
-			TTLSecondsAfterFinished: ptr.To(v1alpha1.DefaultTTLSecondsAfterFinished),
-		},
-	})
+	task := newTask(namespaceOf(account), fmt.Sprintf("task-%d", f.names.Add(1)), productOf(account), "^door")
+	task.Spec.ScheduleTimeInSeconds = f.startAt
+	task.Spec.TTLSecondsAfterFinished = ptr.To(v1alpha1.DefaultTTLSecondsAfterFinished)
+	return f.env.Client.Create(ctx, task)
 }
 
 // call makes one through the HTTP front.
 func (f *front) call(ctx context.Context, account int) error {
-	params := map[string]string{
+	signer := qcloud.Signer{Version: qcloud.V2, Host: qcloud.DefaultHosts()[0], SecretID: namespaceOf(account), SecretKey: "key"}
+	form := qcloud.EncodeForm(signer.Sign(http.MethodPost, time.Now(), map[string]string{
 		"Action": "CreateTask", "taskType": "PublishMessage", "productID": productOf(account), "deviceNameFilter": "^door",
 		"scheduleTimeInSeconds": strconv.FormatInt(f.startAt, 10), "tasks": `{"publishMessageTask":{"topic":"event","payload":"close"}}`,
-		"SecretId": namespaceOf(account), "Timestamp": strconv.FormatInt(time.Now().Unix(), 10),
-		"Nonce": strconv.FormatUint(f.nonces.Add(1), 10), "Region": "gz",
-	}
-	params["Signature"] = qcloud.Sign("", "key", qcloud.StringToSign(http.MethodPost, qcloud.DefaultHosts()[0], qcloud.V2.Path(), params))
-	form := url.Values{}
-	for name, value := range params {
-		form.Set(name, value)
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, f.env.APIURL+qcloud.V2.Path(), strings.NewReader(form.Encode()))
+		"Region": "gz",
+	}))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, f.env.APIURL+qcloud.V2.Path(), strings.NewReader(form))
 	if err != nil {
 		return err
 	}
@@ -242,17 +211,8 @@ func (f *front) clear(ctx context.Context) error {
 		}
 	}
 	for account := range accounts {
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-			quota := &v1alpha1.TaskQuota{}
-			if err := f.env.Client.Get(ctx, client.ObjectKey{Namespace: namespaceOf(account), Name: v1alpha1.TaskQuotaName}, quota); err != nil {
-				return fmt.Errorf("read the limit of %s: %w", namespaceOf(account), err)
-			}
-			if len(quota.Status.Slots) == 0 {
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("%d slots of %s are not freed", len(quota.Status.Slots), namespaceOf(account))
-			}
+		if err := awaitNoSlots(ctx, f.env, namespaceOf(account)); err != nil {
+			return err
 		}
 	}
 	return nil
