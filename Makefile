@@ -34,7 +34,7 @@ test: controlplane ## Run the tests against a real control plane. PKG and RUN se
 	@hack/test.sh $(if $(RUN),-run '$(RUN)') $(PKG)
 
 .PHONY: bench
-bench: controlplane build ## Measure on this machine, beside the limits. CASES="publish shim shadow postgres" selects some.
+bench: controlplane build ## Measure on this machine, beside the limits. CASES="publish small shim shadow postgres" selects some, BENCH=quick measures less, BENCH=full more.
 	@CGO_ENABLED=0 go build -trimpath -o bin/batchtask-bench ./hack/bench
 	@KUBEBUILDER_ASSETS="$(ASSETS)" exec bin/batchtask-bench $(CASES)
 

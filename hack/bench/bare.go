@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,7 +21,10 @@ import (
 // A bare task is a BatchTask by another name: the same schema with the same rules, in a
 // group that no webhook and no controller knows. What it costs to write one is what it
 // costs at the API server alone.
-const bareIs = "a kind with BatchTask's schema and rules, which no webhook and no controller knows"
+const (
+	bareIs         = "a kind with BatchTask's schema and rules, which no webhook and no controller knows"
+	taskDefinition = "config/crd/bases/iot.batchtask.dev_batchtasks.yaml" // from the module's directory
+)
 
 var bareKind = schema.GroupVersionKind{Group: "bench.batchtask.dev", Version: v1alpha1.GroupVersion.Version, Kind: "BareTask"}
 
@@ -50,7 +52,7 @@ func newBareClient(env *localenv.Env) (client.WithWatch, error) {
 
 // bareDefinition is that of BatchTask with other names.
 func bareDefinition() (*apiextensionsv1.CustomResourceDefinition, error) {
-	text, err := os.ReadFile(filepath.Join("config", "crd", "bases", "iot.batchtask.dev_batchtasks.yaml"))
+	text, err := os.ReadFile(taskDefinition)
 	if err != nil {
 		return nil, err
 	}

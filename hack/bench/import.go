@@ -13,7 +13,10 @@ import (
 )
 
 // An import beside a COPY of the same rows.
-const copyLimitIs = "COPY of the same rows into a table of the same columns and constraints, in one transaction"
+const (
+	importRounds = 3
+	copyLimitIs  = "COPY of the same rows into a table of the same columns and constraints, in one transaction"
+)
 
 // commonShadow is what most devices have.
 var commonShadow = fleet.Shadow{
@@ -32,10 +35,10 @@ var commonShadow = fleet.Shadow{
 func (c postgresCase) measureImport(ctx context.Context) (figure, error) {
 	var rates, limits series
 	size := float64(len(c.names))
-	for round := range c.rounds {
+	for round := range importRounds {
 		limits.add(c.copyRows(ctx))
 		p := fleet.Product{Namespace: c.env.Namespace, ProductID: productID}
-		if round < c.rounds-1 {
+		if round < importRounds-1 {
 			p.ProductID += fmt.Sprint("X", round)
 		}
 		if err := c.database.rest(ctx); err != nil {

@@ -30,7 +30,7 @@ type postgresCase struct {
 	env      *localenv.Env
 	database *database
 	names    []string
-	rounds   int
+	rounds   int // of tasks
 	large    bool
 }
 

@@ -11,7 +11,7 @@ import (
 // no result: the others may be those that a fault made fast.
 type series struct {
 	values []float64
-	err    error
+	err    error // of the first that failed
 }
 
 // add adds a round: what it gave, or why it gave nothing.
@@ -19,7 +19,10 @@ func (s *series) add(value float64, err error) {
 	if err == nil {
 		err = checkMeasured(value)
 	}
-	s.values, s.err = append(s.values, value), errors.Join(s.err, err)
+	s.values = append(s.values, value)
+	if s.err == nil {
+		s.err = err
+	}
 }
 
 // percentile is the least value that so many percent of all do not exceed.
