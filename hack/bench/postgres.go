@@ -72,13 +72,19 @@ func bySize(base, large postgresFigures) []figure {
 	sizes := fmt.Sprintf("%d devices over %d", large.devices, base.devices)
 	ratio := func(kind string, base, large figure) figure {
 		return newFigure(kind+", ratio to its limit, "+sizes, unitRatio, large.ratio()).
-			beside(base.ratio(), fmt.Sprintf("the same ratio at %s", base.Case)).aiming(&aim{ofRatio, atLeast, 0.95})
+			beside(base.ratio(), "the ratio of "+base.Case).aiming(&aim{ofRatio, atLeast, 0.95})
+	}
+	processor := func(kind string, base, large figure) figure {
+		return newFigure(kind+", processor time of the manager, "+sizes, large.Unit, large.value()).beside(base.value(), base.Case)
 	}
 	return []figure{
 		ratio("PublishMessage", base.publish, large.publish),
 		ratio("UpdateShadow", base.update, large.update),
 		newFigure("manager, peak memory, "+sizes, "MiB resident", large.peak.value()).
 			beside(base.peak.value(), base.peak.Case).aiming(&aim{ofRatio, atMost, 1.2}),
+		// Steadier than time where the machine is shared.
+		processor("PublishMessage", base.publishProcessor, large.publishProcessor),
+		processor("UpdateShadow", base.updateProcessor, large.updateProcessor),
 	}
 }
 

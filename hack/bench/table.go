@@ -12,7 +12,7 @@ const unitRatio = "ratio"
 
 // show writes a line for each figure, and why something is missing where it is.
 func show(w io.Writer, figures []figure) {
-	const line = "%-76s %12s  %-12s %12s  %7s  %-13s  %s\n"
+	const line = "%-86s %12s  %-12s %12s  %7s  %-13s  %s\n"
 	fmt.Fprintf(w, "\n"+line, "case", "measured", "unit", "limit", "ratio", "aim", "verdict")
 	for _, f := range figures {
 		decimals := 1
