@@ -142,8 +142,8 @@ func awaitDone(ctx context.Context, watching watch.Interface, count int) (*v1alp
 	for {
 		select {
 		case event, open := <-watching.ResultChan():
-			if !open {
-				return nil, fmt.Errorf("the watch ended when %d of %d tasks were done", len(done), count)
+			if !open || event.Type == watch.Error {
+				return nil, fmt.Errorf("the watch ended when %d of %d tasks were done: %+v", len(done), count, event.Object)
 			}
 			task, ok := event.Object.(*v1alpha1.BatchTask)
 			if !ok || !task.Status.Phase.Finished() {

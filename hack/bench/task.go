@@ -66,12 +66,14 @@ func runTask(ctx context.Context, env *localenv.Env, task *v1alpha1.BatchTask, d
 	}
 	for event := range watch.ResultChan() {
 		task, ok := event.Object.(*v1alpha1.BatchTask)
-		if !ok || !task.Status.Phase.Finished() {
-			continue
+		if !ok {
+			return 0, fmt.Errorf("the watch ended before task %s: %+v", name, event.Object)
 		}
-		return time.Since(started), checkDone(task, devices)
+		if task.Status.Phase.Finished() {
+			return time.Since(started), checkDone(task, devices)
+		}
 	}
-	return 0, errors.Join(errors.New("the watch ended before the task"), ctx.Err())
+	return 0, errors.Join(fmt.Errorf("the watch ended before task %s", name), ctx.Err())
 }
 
 // checkDone fails unless every device of the task has succeeded.
