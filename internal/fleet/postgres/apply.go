@@ -45,8 +45,9 @@ const (
 		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name FOR NO KEY UPDATE) AS locked`
 
 	applySet = `UPDATE batchtask_device AS d SET version = d.version + 1, changed_ms = $4, acknowledged = n.acknowledged,
-		applied_tasks = CASE WHEN cardinality(d.applied_tasks) < 16 THEN d.applied_tasks || $3::text
-			ELSE d.applied_tasks[cardinality(d.applied_tasks) - 14:] || $3::text END, `
+		applied_tasks = ` + appliedTasks + `, `
+	appliedTasks = `CASE WHEN cardinality(d.applied_tasks) < 16 THEN d.applied_tasks || $3::text
+			ELSE d.applied_tasks[cardinality(d.applied_tasks) - 14:] || $3::text END`
 	// No index can serve these comparisons, so there is one way to find the rows: by
 	// their place. With "=" a server that believes the product to be small, as it does
 	// right after an import, goes through all of it for each name.
@@ -64,8 +65,10 @@ const (
 	applyReturning      = ` RETURNING d.applied_tasks[n.known + 1:n.acknowledged] AS tasks`
 )
 
-// ApplyDesired implements [fleet.Store]. For up to 4096 names it costs one or two
-// reads and one write, and one of each more where somebody else has written in between.
+// ApplyDesired implements [fleet.Store]. For up to 4096 names it costs one write where
+// their devices are all the devices between two names and have the same shadow. Else it
+// costs one or two reads and one write, and one of each more where somebody else has
+// written in between.
 func (s *Store) ApplyDesired(ctx context.Context, p fleet.Product, u fleet.DesiredUpdate, names []string) []fleet.DesiredResult {
 	a := &application{store: s, product: p, update: u, memo: newMemo(u)}
 	sorted := slices.Clone(names)
@@ -122,6 +125,13 @@ func (a *application) apply(ctx context.Context, devices []*device) {
 		return
 	}
 	err := a.store.call(ctx, "updating shadows", func(ctx context.Context) error {
+		rest, err := a.applyAlike(ctx, devices)
+		if err != nil {
+			return err
+		}
+		if devices = rest; len(rest) == 0 {
+			return nil
+		}
 		conflict, err := a.try(ctx, a.store.pool, false, devices)
 		if err != nil || !conflict {
 			return err
@@ -203,8 +213,7 @@ func (a *application) take(ctx context.Context, db connection, devices []*device
 	if err != nil {
 		return 0, "", err
 	}
-	asExpected, others := 0, 0
-	var other documents
+	count := tally{expected: expected}
 	err = each(rows, func(r pgx.CollectableRow) error {
 		values := r.RawValues()
 		n++
@@ -220,24 +229,21 @@ func (a *application) take(ctx context.Context, db connection, devices []*device
 		d.row = binary.BigEndian.Uint32(values[2])
 		version := int64(binary.BigEndian.Uint64(values[3])) //nolint:gosec // the protocol sends the bits of an int64
 		in := input{
-			documents: expected, version: version,
+			documents: expected.documents, version: version,
 			tasks: int(binary.BigEndian.Uint32(values[4])), acknowledged: int(binary.BigEndian.Uint16(values[5])),
 		}
-		if values[6] == nil {
-			asExpected++
-			a.memo.apply(d, in)
-			return nil
+		as := values[6] == nil
+		if !as {
+			if err := in.decode(r); err != nil {
+				return err
+			}
 		}
-		err := in.decode(r)
-		if err == nil {
-			others++
-			other = in.documents
-			a.memo.apply(d, in)
-		}
-		return err
+		count.add(in, as)
+		a.memo.apply(d, in)
+		return nil
 	})
-	if err == nil && others > asExpected && other.size() <= mostExpected {
-		a.store.expected.Store(&other)
+	if err == nil {
+		count.expect(a.store)
 	}
 	return n, last, err
 }

@@ -92,7 +92,7 @@ func TestApplyAsThePureRules(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	random := rand.New(rand.NewPCG(5, 6))
 	var acknowledged, forgotten int64
-	for round := range 8 {
+	for range 8 {
 		p := h.Product(t)
 		var devices []fleettest.Device
 		var names []string
@@ -108,43 +108,8 @@ func TestApplyAsThePureRules(t *testing.T) {
 		u := update(t, "task", randomObject(random, 2, true))
 		random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		names = append(names, names[0], "never-was", "a/b", "")
-		results := h.store.ApplyDesired(t.Context(), p, u, names)
-		counts := map[string]int64{}
-		for i, name := range names {
-			at := slices.IndexFunc(devices, func(d fleettest.Device) bool { return d.Name == name })
-			if at < 0 {
-				if !errors.Is(results[i].Err, fleet.ErrDeviceGone) {
-					t.Errorf("%q: error %v, want ErrDeviceGone", name, results[i].Err)
-				}
-				continue
-			}
-			was := devices[at].Shadow
-			want, wantErr := u.Apply(was)
-			if wantErr != nil {
-				want.Shadow = was
-			}
-			if i < len(devices) { // once for each
-				for _, uid := range acknowledges(was, want.Shadow) {
-					counts[uid]++
-					acknowledged++
-				}
-				if want.Shadow.Acknowledged < was.Acknowledged {
-					forgotten++
-				}
-			}
-			if fmt.Sprint(results[i].Err) != fmt.Sprint(wantErr) {
-				t.Errorf("round %d, %s: error %v, want %v", round, name, results[i].Err, wantErr)
-			}
-			if diff := cmp.Diff(string(want.Delta), string(results[i].Delta)); diff != "" {
-				t.Errorf("round %d, %s: delta (-want +got):\n%s", round, name, diff)
-			}
-			if diff := cmp.Diff(want.Shadow, h.Shadow(t, p, name), cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("round %d, %s: shadow (-want +got):\n%s", round, name, diff)
-			}
-		}
-		if diff := cmp.Diff(counts, h.acknowledged(t, p, "task")); diff != "" {
-			t.Errorf("round %d: devices that have acknowledged tasks (-want +got):\n%s", round, diff)
-		}
+		more, less := h.applyAsThePureRules(t, p, u, devices, names)
+		acknowledged, forgotten = acknowledged+more, forgotten+less
 		if t.Failed() {
 			return
 		}
@@ -152,6 +117,51 @@ func TestApplyAsThePureRules(t *testing.T) {
 	if acknowledged < 100 || forgotten < 10 {
 		t.Errorf("%d acknowledgements, %d that were forgotten: the test shows nothing", acknowledged, forgotten)
 	}
+}
+
+// applyAsThePureRules applies an update to the devices of these names, and compares what
+// becomes of each with what fleet.DesiredUpdate.Apply makes of it. It returns how many
+// tasks were acknowledged by that, and how many devices have forgotten some.
+func (h *harness) applyAsThePureRules(t *testing.T, p fleet.Product, u fleet.DesiredUpdate, devices []fleettest.Device, names []string) (acknowledged, forgotten int64) {
+	t.Helper()
+	results := h.store.ApplyDesired(t.Context(), p, u, names)
+	counts := map[string]int64{}
+	for i, name := range names {
+		at := slices.IndexFunc(devices, func(d fleettest.Device) bool { return d.Name == name })
+		if at < 0 {
+			if !errors.Is(results[i].Err, fleet.ErrDeviceGone) {
+				t.Errorf("%q: error %v, want ErrDeviceGone", name, results[i].Err)
+			}
+			continue
+		}
+		was := devices[at].Shadow
+		want, wantErr := u.Apply(was)
+		if wantErr != nil {
+			want.Shadow = was
+		}
+		if i == slices.Index(names, name) { // once for each
+			for _, uid := range acknowledges(was, want.Shadow) {
+				counts[uid]++
+				acknowledged++
+			}
+			if want.Shadow.Acknowledged < was.Acknowledged {
+				forgotten++
+			}
+		}
+		if fmt.Sprint(results[i].Err) != fmt.Sprint(wantErr) {
+			t.Errorf("%s: error %v, want %v", name, results[i].Err, wantErr)
+		}
+		if diff := cmp.Diff(string(want.Delta), string(results[i].Delta)); diff != "" {
+			t.Errorf("%s: delta (-want +got):\n%s", name, diff)
+		}
+		if diff := cmp.Diff(want.Shadow, h.Shadow(t, p, name), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: shadow (-want +got):\n%s", name, diff)
+		}
+	}
+	if diff := cmp.Diff(counts, h.acknowledged(t, p, "task")); diff != "" {
+		t.Errorf("devices that have acknowledged tasks (-want +got):\n%s", diff)
+	}
+	return acknowledged, forgotten
 }
 
 // TestBadRowsFailAlone : the server refuses a whole statement for one of its rows.

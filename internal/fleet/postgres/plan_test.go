@@ -26,6 +26,7 @@ func TestPlans(t *testing.T) {
 		applyRangeSQL: {p.Namespace, p.ProductID, "uid", "", "", "", "a", "z", 10},
 		applyReadSQL:  {p.Namespace, p.ProductID, "uid", "", "", "", []string{"a"}},
 		applyLockSQL:  {p.Namespace, p.ProductID, "uid", "", "", "", []string{"a"}},
+		applyAlikeSQL: {p.Namespace, p.ProductID, "uid", 1, 0, "", "", "a", "z", 10, "", "", "", "", 0, 0},
 		applyAllSQL:   append(slices.Clone(written), "", ""),
 		applyEachSQL:  append(slices.Clone(written), []string{""}, []string{""}),
 
@@ -47,6 +48,7 @@ func TestPlans(t *testing.T) {
 		applyRangeSQL: "Limit > " + key,
 		applyReadSQL:  "Nested Loop > Function Scan on unnest > " + key,
 		applyLockSQL:  "Nested Loop > Function Scan on unnest > Subquery Scan on locked > LockRows > " + key,
+		applyAlikeSQL: "Update on batchtask_device > Aggregate > Limit > Index Only Scan using batchtask_device_pkey on batchtask_device r > Result > " + key,
 		applyAllSQL:   "Update on batchtask_device > Nested Loop > Function Scan on n > Tid Scan on batchtask_device",
 		applyEachSQL:  "Update on batchtask_device > Nested Loop > Function Scan on n > Tid Scan on batchtask_device",
 

@@ -25,9 +25,9 @@ type Store struct {
 	pool *pgxpool.Pool
 	// patience bounds each wait for the server.
 	patience time.Duration
-	// expected are the documents that most devices had when an update read them last.
-	// They need not be sent by the server where they are the same again.
-	expected atomic.Pointer[documents]
+	// expected is what most devices had when an update read them last. The documents need
+	// not be sent by the server where they are the same again.
+	expected atomic.Pointer[likeness]
 }
 
 var _ fleet.Store = (*Store)(nil)
@@ -48,7 +48,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
 	s := &Store{pool: pool, patience: o.statementTimeout() + grace}
-	s.expected.Store(&documents{})
+	s.expected.Store(&likeness{})
 	return s, nil
 }
 
