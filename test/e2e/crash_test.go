@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,24 +20,16 @@ const (
 // one window for each crash is sent twice.
 func TestManagerKilled(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
-	tap := newTap(t, broker.URL(), 1200)
+	tap := newTap(t, broker.URL())
 	s := newSite(t, names(crashDevices)...)
 	box := subscribe(t, broker.URL(), s.product+"/+/event")
 	window := fmt.Sprintf("--publish-window=%d", crashWindow)
 
+	tap.letPass(0)
 	m := startManager(t, tap.url(), window)
 	s.create(s.task("close").Publish("event", "close").Filter(".*").Obj())
-	moments := []int{50, 1300, 3700} // messages sent when the manager dies
-	for _, moment := range moments {
-		eventually(t, time.Minute, fmt.Sprintf("%d messages", moment), func() (bool, string) {
-			return tap.sent() >= moment, fmt.Sprintf("%d were sent, the task is %s", tap.sent(), describe(s.get("close")))
-		})
-		m.kill()
-		if task := s.get("close"); task.Status.Phase.Finished() {
-			t.Fatalf("the task was %s before the manager was killed: the test is too slow", task.Status.Phase)
-		}
-		m = startManager(t, tap.url(), window)
-	}
+	moments := []int{50, 1300, 3700}
+	tap.killAt(t, m, moments, crashWindow, window)
 	task := s.finished("close", 2*time.Minute)
 
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: crashDevices, Succeeded: crashDevices})
@@ -47,33 +40,48 @@ func TestManagerKilled(t *testing.T) {
 	})
 }
 
-// A planned restart sends nothing twice.
+// A planned restart sends nothing twice, for it waits for what is on its way.
 func TestManagerStopped(t *testing.T) {
+	const devices = 2000
 	broker := mqtttest.StartMosquitto(t)
-	tap := newTap(t, broker.URL(), 800)
-	s := newSite(t, names(2000)...)
-	m := startManager(t, tap.url())
+	tap := newTap(t, broker.URL())
+	s := newSite(t, names(devices)...)
+	tap.letPass(1000)
+	m := startManager(t, tap.url(), "--publish-window=100", "--drain-timeout=1m")
 	s.create(s.task("close").Publish("event", "close").Filter(".*").Obj())
-	eventually(t, time.Minute, "1200 messages", func() (bool, string) { return tap.sent() >= 1200, "" })
-	m.stop(t)
+	tap.await(t, 1000)
+	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the manager to end", func() (bool, string) {
+		tap.letMorePass(2, devices)
+		select {
+		case <-m.ended:
+			return true, ""
+		default:
+			return false, "it is running"
+		}
+	})
+	tap.letAllPass()
 	startManager(t, tap.url())
 	task := s.finished("close", time.Minute)
-	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: 2000, Succeeded: 2000})
-	wantEvidence(t, tap, 2000, 0)
+	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
+	wantEvidence(t, tap, devices, 0)
 }
 
 // The broker is killed with SIGKILL in mid-task and comes back after five seconds.
 func TestBrokerKilled(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
-	tap := newTap(t, broker.URL(), 1500)
+	tap := newTap(t, broker.URL())
 	s := newSite(t, names(crashDevices)...)
+	tap.letPass(1500)
 	startManager(t, tap.url(), fmt.Sprintf("--publish-window=%d", crashWindow))
 	s.create(s.task("close").Publish("event", "close").Filter(".*").Obj())
-	eventually(t, time.Minute, "1500 messages", func() (bool, string) { return tap.sent() >= 1500, "" })
+	tap.await(t, 1500)
+	tap.awaitHeld(t)
 	broker.Kill()
-	if task := s.get("close"); task.Status.Phase.Finished() {
-		t.Fatalf("the task was %s before the broker was killed", task.Status.Phase)
-	}
+	tap.awaitLost(t)
+	tap.letAllPass()
 	<-time.After(5 * time.Second)
 	broker.Restart()
 	task := s.finished("close", 2*time.Minute)

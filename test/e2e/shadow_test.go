@@ -18,7 +18,7 @@ import (
 func TestUpdateShadowKilled(t *testing.T) {
 	const devices, window = 600, 50
 	broker := mqtttest.StartMosquitto(t)
-	tap := newTap(t, broker.URL(), 150)
+	tap := newTap(t, broker.URL())
 	s := newSite(t, names(devices)...)
 	before := &v1alpha1.DeviceShadow{
 		Reported: `{"lamp":{"colour":"red","level":3},"state":"closed"}`,
@@ -32,13 +32,10 @@ func TestUpdateShadowKilled(t *testing.T) {
 	box := subscribe(t, broker.URL(), "$shadow/operation/result/"+s.product+"/+")
 
 	flags := []string{fmt.Sprintf("--publish-window=%d", window), "--checkpoint-interval=200ms"}
+	tap.letPass(0)
 	m := startManager(t, tap.url(), flags...)
 	s.create(s.task("open").UpdateShadow(`{"state":"open","lamp":{"level":5,"old":null},"gone":null}`).Filter(".*").Obj())
-	for _, moment := range []int{20, 300} {
-		eventually(t, time.Minute, fmt.Sprintf("%d messages", moment), func() (bool, string) { return tap.sent() >= moment, describe(s.get("open")) })
-		m.kill()
-		m = startManager(t, tap.url(), flags...)
-	}
+	tap.killAt(t, m, []int{20, 300}, window, flags...)
 	task := s.finished("open", 2*time.Minute)
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
 	wantEvidence(t, tap, devices-1, 2*window)
