@@ -18,6 +18,7 @@ func runDev(ctx context.Context, s *settings, out *output) error {
 	if err != nil {
 		return err
 	}
+	opts.DatabaseURL = os.Getenv("DATABASE_URL")
 	out.heading("Starting")
 	err = localenv.Run(ctx, opts, func(running context.Context, env *localenv.Env) error {
 		fleet, err := createFleet(running, s, env)
@@ -26,6 +27,15 @@ func runDev(ctx context.Context, s *settings, out *output) error {
 		}
 		defer fleet.Close()
 		out.line("  devices: %d simulated ones of product %s, connected; %s look after their shadows", s.devices, productID, s.howMany())
+
+		if env.DatabaseURL != "" {
+			rows, err := createDatabaseFleet(running, env)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			out.line("  devices: %d simulated ones of product %s, in the database", databaseDevices, databaseProductID)
+		}
 
 		// Last, and removed first: whoever sees the file can use what it names.
 		file := filepath.Join(s.dir, localenv.EnvFile)
@@ -97,11 +107,23 @@ Ready. In another terminal, in this folder:
   kubectl describe bt open-doors           what became of one
   kubectl get device -o wide               the devices and their shadows
   kubectl explain bt.spec                  what a task can say%s
-
+%s
 Programs for the legacy HTTP API call %s with the SecretId and the
 SecretKey in $BATCHTASK_SECRET_ID and $BATCHTASK_SECRET_KEY: "/v2/index.php" or "/".
 
 Metrics: %s
 Ctrl-C ends everything.
-`, file, listen, env.APIURL, env.MetricsURL)
+`, file, listen, aboutDatabase(env), env.APIURL, env.MetricsURL)
+}
+
+// aboutDatabase says what there is to try with the database, if there is one.
+func aboutDatabase(env *localenv.Env) string {
+	if env.DatabaseURL == "" {
+		return ""
+	}
+	return fmt.Sprintf(`
+  bin/batchtask fleet list %[1]s              the devices in the database
+  sed 's/%[2]s/%[3]s/; s/-doors/-%[1]ss/; s/\^door/./' config/samples/batchtask-publish-message.yaml | kubectl apply -f -
+  bin/batchtask task results close-%[1]ss     what became of each
+`, databaseProduct, productID, databaseProductID)
 }

@@ -82,7 +82,7 @@ func prepare(t *testing.T, dir, subcommand string, args ...string) *exec.Cmd {
 	t.Cleanup(cancel)
 	args = append([]string{subcommand, "--root=../..", "--dir=" + dir, "--program=" + batchtask, "--devices=40"}, args...)
 	cmd := exec.CommandContext(ctx, dev, args...)
-	cmd.Env = append(os.Environ(), "DEV_MQTT_ADDR=127.0.0.1:0", "DEV_API_ADDR=127.0.0.1:0", "MQTT_URL=", "BATCHTASK_NAMESPACE=")
+	cmd.Env = append(os.Environ(), "DEV_MQTT_ADDR=127.0.0.1:0", "DEV_API_ADDR=127.0.0.1:0", "MQTT_URL=", "DATABASE_URL=", "BATCHTASK_NAMESPACE=")
 	return cmd
 }
 
@@ -154,12 +154,13 @@ func TestDev(t *testing.T) {
 		name       string
 		signal     syscall.Signal
 		args       []string
+		database   bool
 		wantExit   int
 		wantRemove bool
 	}{
-		{"interrupted", syscall.SIGINT, []string{"--broker=embedded"}, 0, true},
+		{"interrupted", syscall.SIGINT, []string{"--broker=embedded"}, true, 0, true},
 		// With mosquitto as a further child, where it is installed.
-		{"killed", syscall.SIGKILL, nil, -1, false},
+		{"killed", syscall.SIGKILL, nil, false, -1, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.signal == syscall.SIGKILL && runtime.GOOS != "linux" {
@@ -167,13 +168,21 @@ func TestDev(t *testing.T) {
 			}
 			dir := t.TempDir()
 			cmd := prepare(t, dir, "dev", test.args...)
+			database := ""
+			if test.database {
+				database = startPostgres(t)
+				cmd.Env = append(cmd.Env, "DATABASE_URL="+database)
+			}
 			var output bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &output, &output
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 			env := waitForEnv(t, cmd, filepath.Join(dir, "env"), &output)
-			checkEnvironment(t, env)
+			c := checkEnvironment(t, env)
+			if database != "" {
+				checkDatabase(t, c, env["BATCHTASK_NAMESPACE"])
+			}
 
 			second, err := prepare(t, dir, "dev").CombinedOutput()
 			if err == nil || !strings.Contains(string(second), fmt.Sprintf("running already in this checkout, as process %d", cmd.Process.Pid)) {
@@ -193,6 +202,9 @@ func TestDev(t *testing.T) {
 			}
 			if _, err := os.Stat(filepath.Join(dir, "env")); os.IsNotExist(err) != test.wantRemove {
 				t.Errorf("the file env: %v, want it removed: %v", err, test.wantRemove)
+			}
+			if left := schemas(t, database); len(left) > 0 {
+				t.Errorf("schemas %q are left in the database", left)
 			}
 			deadline := time.After(waitFor)
 			for _, pid := range children {
@@ -236,8 +248,8 @@ func waitForEnv(t *testing.T, cmd *exec.Cmd, file string, output *bytes.Buffer) 
 	return env
 }
 
-// checkEnvironment uses what the variables name.
-func checkEnvironment(t *testing.T, env map[string]string) {
+// checkEnvironment uses what the variables name, and returns a client.
+func checkEnvironment(t *testing.T, env map[string]string) client.Client {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", env["KUBECONFIG"])
 	if err != nil {
@@ -273,6 +285,7 @@ func checkEnvironment(t *testing.T, env map[string]string) {
 		t.Errorf("a legacy call: task %q, error %v", answer.TaskID, err)
 	}
 	waitForReport(t, c, client.ObjectKey{Namespace: env["BATCHTASK_NAMESPACE"], Name: "front-door"})
+	return c
 }
 
 // waitForReport waits until the device has done what the first example desires.

@@ -59,8 +59,11 @@ type Options struct {
 	// Broker says which broker to start.
 	Broker BrokerKind
 
+	// DatabaseURL is a database that exists already, of PostgreSQL. Run makes a schema
+	// in it, named after Dir, removes that in the end, and leaves all else alone.
+	DatabaseURL string
 	// Database starts a PostgreSQL server with an empty database, which must be
-	// installed; see FindPostgres.
+	// installed; see FindPostgres. With DatabaseURL it does not count.
 	Database bool
 
 	// ManagerFlags are given to the manager besides those it needs here.
@@ -99,8 +102,8 @@ type Env struct {
 	Namespace string
 	// MQTTURL is the broker's URL. It may hold a password.
 	MQTTURL string
-	// DatabaseURL is the URL of the database, with its password; empty without
-	// Options.Database.
+	// DatabaseURL is the URL of the database, with its password and the schema to use;
+	// empty without Options.DatabaseURL and Options.Database.
 	DatabaseURL string
 	// MetricsURL is where the manager shows its metrics.
 	MetricsURL string
@@ -227,11 +230,8 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 	}
 	s.Progress("broker: " + broker)
 	env := &Env{Namespace: s.Namespace, KubeConfig: s.path(kubeConfigFile), MQTTURL: mqttURL, ManagerLog: s.path("manager.log")}
-	if s.Database {
-		if env.DatabaseURL, err = s.startPostgres(ctx); err != nil {
-			return nil, err
-		}
-		s.Progress("database: PostgreSQL; its log is " + relative(s.path("postgres.log")))
+	if err := s.openDatabase(ctx, env); err != nil {
+		return nil, err
 	}
 
 	config, webhook, err := s.startControlPlane(ctx)
@@ -269,6 +269,24 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		s.Progress("legacy HTTP API: " + shim + "; its log is " + relative(env.ShimLog))
 	}
 	return env, nil
+}
+
+// openDatabase sees to the database that is asked for, if any.
+func (s *session) openDatabase(ctx context.Context, env *Env) (err error) {
+	description := ""
+	switch {
+	case s.DatabaseURL != "":
+		env.DatabaseURL, description, err = s.useDatabase(ctx)
+	case s.Database:
+		env.DatabaseURL, err = s.startPostgres(ctx)
+		description = "PostgreSQL; its log is " + relative(s.path("postgres.log"))
+	default:
+		return nil
+	}
+	if err == nil {
+		s.Progress("database: " + description)
+	}
+	return err
 }
 
 func newClient(config *rest.Config) (client.WithWatch, error) {

@@ -147,10 +147,6 @@ func postgresAccount() (*syscall.Credential, error) {
 // answersSQL opens and closes a connection.
 func answersSQL(databaseURL string) func(context.Context) error {
 	return func(ctx context.Context) error {
-		conn, err := pgx.Connect(ctx, databaseURL)
-		if err != nil {
-			return err
-		}
-		return conn.Close(ctx)
+		return withConn(ctx, databaseURL, func(context.Context, *pgx.Conn) error { return nil })
 	}
 }
