@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"batchtask.dev/operator/internal/pginstall"
 )
 
 // databaseTimeout bounds each use of a database that runs already.
@@ -39,8 +41,8 @@ func (s *session) useDatabase(ctx context.Context) (databaseURL, description str
 	if err != nil {
 		return "", "", fmt.Errorf("the database of DATABASE_URL cannot be reached: %w", err)
 	}
-	if version < oldestPostgres {
-		return "", "", fmt.Errorf("the database of DATABASE_URL is PostgreSQL %d, and must be %d or later", version, oldestPostgres)
+	if version < pginstall.Oldest {
+		return "", "", fmt.Errorf("the database of DATABASE_URL is PostgreSQL %d, and must be %d or later", version, pginstall.Oldest)
 	}
 	drop := "DROP SCHEMA IF EXISTS " + schema + " CASCADE"
 	for _, sql := range []string{drop, "CREATE SCHEMA " + schema} {

@@ -4,49 +4,21 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
+
+	"batchtask.dev/operator/internal/pginstall"
 )
 
-// oldestPostgres is the first version that the project supports.
-const oldestPostgres = 15
-
-// FindPostgres returns the directory of PostgreSQL's programs: the newest of those
-// that Debian keeps out of the search path, each version in a directory of its own,
-// else the one that the search path has.
-func FindPostgres() (string, error) {
-	best, newest := "", oldestPostgres-1
-	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
-	if err != nil {
-		return "", fmt.Errorf("looking for PostgreSQL: %w", err)
-	}
-	for _, initdb := range found {
-		directory := filepath.Dir(initdb)
-		if version, err := strconv.Atoi(filepath.Base(filepath.Dir(directory))); err == nil && version > newest {
-			best, newest = directory, version
-		}
-	}
-	if best != "" {
-		return best, nil
-	}
-	// What the path has may be a link to where the rest is.
-	if initdb, err := exec.LookPath("initdb"); err == nil {
-		if initdb, err = filepath.EvalSymlinks(initdb); err == nil {
-			return filepath.Dir(initdb), nil
-		}
-	}
-	return "", fmt.Errorf("PostgreSQL %d or later is not installed (apt-get install postgresql)", oldestPostgres)
-}
+// FindPostgres returns the directory of PostgreSQL's programs, if it is installed.
+func FindPostgres() (string, error) { return pginstall.Programs() }
 
 // databaseDir is where the database is. Not in Dir: the user that PostgreSQL runs as
 // may not be able to enter that. Its name is always the same for Dir, so the next Run
@@ -62,7 +34,7 @@ func (s *session) startPostgres(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	account, err := postgresAccount()
+	account, err := pginstall.Account()
 	if err != nil {
 		return "", err
 	}
@@ -121,27 +93,6 @@ func makeDatabase(ctx context.Context, programs, dir, password string, account *
 		return fmt.Errorf("running initdb: %w: %s", err, output)
 	}
 	return nil
-}
-
-// postgresAccount returns whom PostgreSQL runs as: nil for the user that this process
-// runs as, unless that is root, whom PostgreSQL refuses.
-func postgresAccount() (*syscall.Credential, error) {
-	if os.Getuid() != 0 {
-		return nil, nil //nolint:nilnil // as os/exec has it
-	}
-	for _, name := range []string{"postgres", "nobody"} {
-		found, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		uid, uidErr := strconv.ParseUint(found.Uid, 10, 32)
-		gid, gidErr := strconv.ParseUint(found.Gid, 10, 32)
-		if err := errors.Join(uidErr, gidErr); err != nil {
-			return nil, fmt.Errorf("the user %s: %w", name, err)
-		}
-		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
-	}
-	return nil, errors.New("PostgreSQL does not run as root, and there is no user postgres or nobody")
 }
 
 // answersSQL opens and closes a connection.

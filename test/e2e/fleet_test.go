@@ -127,7 +127,7 @@ func subscribe(t *testing.T, brokerURL, filter string) *inbox {
 	box := &inbox{messages: map[string][]string{}}
 	opts := paho.NewClientOptions().AddBroker(brokerURL).SetClientID("inbox-" + strings.Trim(filter, "$/+#")).SetOrderMatters(false)
 	c := paho.NewClient(opts)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, token := range []func() paho.Token{c.Connect, func() paho.Token {
 		return c.Subscribe(filter, 1, func(_ paho.Client, m paho.Message) {

@@ -63,7 +63,7 @@ func TestUpdateShadowKilled(t *testing.T) {
 func wantDelta(t *testing.T, box *inbox, product, device string, version int64, state string) {
 	t.Helper()
 	var got []string
-	eventually(t, 10*time.Second, "the delta of "+device, func() (bool, string) {
+	eventually(t, time.Minute, "the delta of "+device, func() (bool, string) {
 		got = box.on("$shadow/operation/result/" + product + "/" + device)
 		return len(got) > 0, "nothing came"
 	})

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,13 +18,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"batchtask.dev/operator/internal/pginstall"
 )
 
 const (
 	// startTimeout bounds the wait for the server to answer.
-	startTimeout = 30 * time.Second
-	// oldest is the first version of PostgreSQL that the project supports.
-	oldest = 15
+	startTimeout = 2 * time.Minute
 	// User is the superuser of the server.
 	User = "batchtask"
 	// Password is that of User. Connections over TCP need it, so that tests notice where it
@@ -66,7 +65,11 @@ func WithSync() Option { return WithSetting("fsync", "on") }
 // test is skipped, or fails when the environment says CI=true.
 func Start(t testing.TB, options ...Option) *Server {
 	t.Helper()
-	s := &Server{t: t, programs: programs(t), port: freePort(t), account: account(t)}
+	account, err := pginstall.Account()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{t: t, programs: programs(t), port: freePort(t), account: account}
 	s.settings = []string{"-c", "fsync=off"}
 	for _, option := range options {
 		option(s)
@@ -269,7 +272,7 @@ func (s *Server) launch(deadline time.Time) error {
 }
 
 func (s *Server) ping() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, s.URL())
 	if err != nil {
@@ -293,52 +296,18 @@ func children(pid int) []int {
 	return ids
 }
 
-// programs returns the folder of the newest PostgreSQL that is installed.
+// programs returns the folder of PostgreSQL's programs.
 func programs(t testing.TB) string {
 	t.Helper()
-	// Debian keeps each version in a folder of its own and out of the path.
-	best, newest := "", oldest-1
-	folders, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
-	for _, folder := range folders {
-		version, err := strconv.Atoi(filepath.Base(filepath.Dir(folder)))
-		if _, missing := os.Stat(filepath.Join(folder, "initdb")); err == nil && missing == nil && version > newest {
-			best, newest = folder, version
-		}
+	folder, err := pginstall.Programs()
+	if err == nil {
+		return folder
 	}
-	if best != "" {
-		return best
-	}
-	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path)
-	}
-	message := fmt.Sprintf("PostgreSQL %d or later is not installed (Debian package postgresql), this test needs it", oldest)
 	if os.Getenv("CI") == "true" {
-		t.Fatal(message)
+		t.Fatal(err)
 	}
-	t.Skip(message)
+	t.Skip(err)
 	return ""
-}
-
-// account returns whom the server runs as: nobody special, since PostgreSQL refuses
-// to run as root.
-func account(t testing.TB) *syscall.Credential {
-	t.Helper()
-	if os.Getuid() != 0 {
-		return nil
-	}
-	for _, name := range []string{"postgres", "nobody"} {
-		found, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		uid, uidErr := strconv.ParseUint(found.Uid, 10, 32)
-		gid, gidErr := strconv.ParseUint(found.Gid, 10, 32)
-		if uidErr == nil && gidErr == nil {
-			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		}
-	}
-	t.Fatal("PostgreSQL does not run as root, and there is no user postgres or nobody")
-	return nil
 }
 
 func freePort(t testing.TB) int {
