@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,11 +27,13 @@ import (
 )
 
 const (
-	churnDevices = 3000
+	churnDevices = 6000
 	churnWindow  = 100
-	// readAhead is more than the manager has read of names that it has not taken up.
-	readAhead = 600
 )
+
+// churnMoments are how many acknowledgements the manager has got when it is held up
+// and devices change: a fifth of a page of 512 names after it has read one.
+var churnMoments = []int{600, 2136, 3672}
 
 // How often a device is to be served.
 type fate int
@@ -41,16 +44,16 @@ const (
 	atMostOnce
 )
 
-// change is what happens to ten devices at a time.
+// change is what happens to every tenth device of a place; the value is the last digit
+// of their numbers.
 type change int
 
 const (
-	removed change = iota
-	disabled
-	again   // removed, and added again
-	enabled // was disabled from the beginning
-	added   // was not there
-	changes
+	removed  change = 0
+	disabled change = 1
+	again    change = 2 // removed, and added again
+	added    change = 3 // a new one with a similar name
+	enabled  change = 7 // all with this digit are disabled in the beginning
 )
 
 // Devices are added, removed, disabled and enabled by others while a task runs, at
@@ -77,17 +80,12 @@ func TestDevicesChangeDuringATask(t *testing.T) {
 			for _, at := range churnMoments {
 				tap.letPass(at)
 				tap.await(t, at)
-				c.changeAll(at)
+				c.changeAll(c.reached(tap))
 			}
 			tap.letAllPass()
 			task := c.finished("all", time.Minute)
 
-			published, _ := tap.evidence()
-			served := map[string]int{}
-			for topic, times := range published {
-				device := strings.TrimPrefix(strings.TrimPrefix(topic, "$shadow/operation/result/"), c.product+"/")
-				served[strings.TrimSuffix(device, "/event")] += times
-			}
+			served := c.served(tap)
 			c.wantFates(served)
 			n := int64(len(served))
 			wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: n, Succeeded: n})
@@ -98,10 +96,6 @@ func TestDevicesChangeDuringATask(t *testing.T) {
 		})
 	}
 }
-
-// churnMoments are how many acknowledgements the manager has got when it is held up
-// and devices change.
-var churnMoments = []int{400, 1100, 1800}
 
 // churn is a site whose devices change.
 type churn struct {
@@ -117,38 +111,46 @@ func newChurn(t *testing.T, database string) *churn {
 		dbSite: newDBSite(t, database, churnDevices), sql: pgtest.Connect(t, database),
 		fates: map[string]fate{}, fresh: map[string]bool{},
 	}
-	for _, at := range churnMoments {
-		for _, place := range places(at) {
-			c.exec(`UPDATE batchtask_device SET disabled = true WHERE namespace = $1 AND product_id = $2 AND device_name = ANY($3)`, place.devices(enabled))
-		}
+	all := place{0, churnDevices}
+	c.exec(`UPDATE batchtask_device SET disabled = true`+these, all.devices(enabled))
+	for _, name := range all.devices(enabled) {
+		c.fates[name] = never
 	}
 	c.add([]string{"e-no-match"})
 	c.fates["e-no-match"] = never
 	return c
 }
 
-// place is a part of the fleet, as seen by a task that is held up.
-type place struct {
-	first int // number of its first device
-	fates [changes]fate
+// served is how often each device was sent a message.
+func (c *churn) served(tap *tap) map[string]int {
+	published, _ := tap.evidence()
+	served := map[string]int{}
+	for topic, times := range published {
+		device := strings.TrimPrefix(strings.TrimPrefix(topic, "$shadow/operation/result/"), c.product+"/")
+		served[strings.TrimSuffix(device, "/event")] += times
+	}
+	return served
 }
 
-// places are the parts whose devices change when this many acknowledgements have come.
-// Messages on their way are not more than the window, so the manager is no further
-// behind or ahead than that.
-func places(at int) []place {
-	return []place{
-		{at - churnWindow - 60, [changes]fate{removed: once, disabled: once, again: once, enabled: never, added: never}},
-		{at + churnWindow + 50, [changes]fate{removed: atMostOnce, disabled: atMostOnce, again: once, enabled: atMostOnce, added: atMostOnce}},
-		{at + churnWindow + readAhead, [changes]fate{removed: never, disabled: never, again: once, enabled: once, added: once}},
+// reached is the number of the last device that was sent a message, cut to tens.
+func (c *churn) reached(tap *tap) int {
+	c.t.Helper()
+	last := slices.Max(slices.Collect(maps.Keys(c.served(tap))))
+	n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(last, "d-"), "-new"))
+	if err != nil {
+		c.t.Fatal(err)
 	}
+	return n - n%10
 }
+
+// place is a part of the fleet: the numbers of its devices.
+type place struct{ from, to int }
 
 // devices are those of a place to which this happens.
 func (p place) devices(what change) []string {
 	var list []string
-	for i := range 10 {
-		name := fmt.Sprintf("d-%05d", p.first+10*int(what)+i)
+	for i := p.from + int(what); i < p.to; i += 10 {
+		name := fmt.Sprintf("d-%05d", i)
 		if what == added {
 			name += "-new"
 		}
@@ -157,22 +159,36 @@ func (p place) devices(what change) []string {
 	return list
 }
 
+// these selects devices by their names.
+const these = ` WHERE namespace = $1 AND product_id = $2 AND device_name = ANY($3)`
+
 // changeAll makes all changes, each in the way somebody would: with SQL, the command
 // line, and the store.
-func (c *churn) changeAll(at int) {
+//
+// The manager may yet send messages to a window of devices after the one reached, has
+// the results of all that are a window before it, and has read no more than a page of
+// names beyond that. One in ten of the numbers is of a disabled device.
+func (c *churn) changeAll(reached int) {
 	c.t.Helper()
 	file := "deviceName,disabled\n"
-	for i, place := range places(at) {
-		c.exec(`DELETE FROM batchtask_device WHERE namespace = $1 AND product_id = $2 AND device_name = ANY($3)`, slices.Concat(place.devices(removed), place.devices(again)))
-		c.exec(`UPDATE batchtask_device SET disabled = true WHERE namespace = $1 AND product_id = $2 AND device_name = ANY($3)`, place.devices(disabled))
-		c.add(place.devices(again))
-		for _, name := range slices.Concat(place.devices(enabled), place.devices(added)) {
+	for _, part := range []struct {
+		place
+		fates map[change]fate
+	}{
+		{place{reached - 300, reached - 200}, map[change]fate{removed: once, disabled: once, again: once, enabled: never, added: never}},
+		{place{reached + 200, reached + 300}, map[change]fate{removed: atMostOnce, disabled: atMostOnce, again: once, enabled: atMostOnce, added: atMostOnce}},
+		{place{reached + 900, reached + 1000}, map[change]fate{removed: never, disabled: never, again: once, enabled: once, added: once}},
+	} {
+		c.exec(`DELETE FROM batchtask_device`+these, slices.Concat(part.devices(removed), part.devices(again)))
+		c.exec(`UPDATE batchtask_device SET disabled = true`+these, part.devices(disabled))
+		c.add(part.devices(again))
+		for _, name := range slices.Concat(part.devices(enabled), part.devices(added)) {
 			file += name + ",false\n"
 		}
-		for what, fate := range place.fates {
-			for _, name := range place.devices(change(what)) {
+		for what, fate := range part.fates {
+			for _, name := range part.devices(what) {
 				c.fates[name] = fate
-				c.fresh[name] = i == 0 && change(what) == again
+				c.fresh[name] = what == again && part.to < reached
 			}
 		}
 	}
