@@ -71,19 +71,83 @@ var unlimited = limits{depth: math.MaxInt, bytes: math.MaxInt}
 // stands twice in one object. Numbers keep their digits. Errors are of type
 // [*DocumentError].
 func ParseDesired(text string) (Object, error) {
-	object, err := parseObject(text, limits{depth: MaxDepth, bytes: MaxBytes})
-	if err != nil {
-		return nil, err
+	object, _, err := parseDesired(text)
+	return object, err
+}
+
+// CanonicalPart returns the reported or the desired part of a shadow in the form in
+// which [Document.Stored] has it, "" for one without fields. Text is held to the rules
+// of [ParseDesired].
+func CanonicalPart(text string) (string, error) {
+	object, stored, err := parseDesired(text)
+	if err != nil || len(object) == 0 {
+		return "", err
+	}
+	return stored, nil
+}
+
+// parseDesired also returns the text as it would be stored.
+func parseDesired(text string) (object Object, stored string, err error) {
+	p := parser{text: text, limits: limits{depth: MaxDepth, bytes: MaxBytes}}
+	object, err = p.parse()
+	if err != nil || p.canonical {
+		return object, text, err
 	}
 	// The stored form escapes U+2028 and U+2029 and so can be longer than the text.
 	// A patch that fits no shadow is better refused here than by every device.
-	if size := len(encode(object)); size > MaxBytes {
-		return nil, &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it would be stored with %d bytes", size)}
+	stored = string(encode(object))
+	if size := len(stored); size > MaxBytes {
+		return nil, "", &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it would be stored with %d bytes", size)}
 	}
-	return object, nil
+	return object, stored, nil
+}
+
+// CanonicalMetadata returns the metadata of a shadow in the form in which
+// [Document.Stored] has them. Errors are those of [Parse].
+func CanonicalMetadata(text string) (string, error) {
+	p := parser{text: text, limits: unlimited, metadata: true}
+	if object, err := p.parse(); err == nil && p.canonical && isMetadata(object) {
+		return text, nil
+	}
+	doc, err := Parse(Stored{Metadata: text})
+	if err != nil {
+		return "", err
+	}
+	return doc.Stored().Metadata, nil
+}
+
+// isMetadata reports whether there is metadata of some part, and nothing else.
+func isMetadata(object Object) bool {
+	for name, part := range object {
+		if part, _ := part.(Object); len(part) == 0 || name != reportedPart && name != desiredPart {
+			return false
+		}
+	}
+	return len(object) > 0
 }
 
 func parseObject(text string, limits limits) (Object, error) {
+	p := parser{text: text, limits: limits}
+	return p.parse()
+}
+
+// parser reads a text that is one JSON object.
+type parser struct {
+	text   string
+	limits limits
+	// metadata says that the text is that of a shadow: it is stored with the reported part
+	// first, though keys are sorted elsewhere.
+	metadata bool
+	// canonical says that what was read is as encode would write it. It may be false where
+	// that is so.
+	canonical bool
+	at        int // how many bytes were read
+	path      []string
+}
+
+// parse reads the text.
+func (p *parser) parse() (Object, error) {
+	text, limits := p.text, p.limits
 	if len(text) > limits.bytes {
 		return nil, &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it has %d bytes", len(text))}
 	}
@@ -91,17 +155,19 @@ func parseObject(text string, limits limits) (Object, error) {
 		// encoding/json would put U+FFFD in the place of what it cannot read.
 		return nil, &DocumentError{Kind: ErrNotJSON, Offset: invalidUTF8(text), Detail: "invalid UTF-8"}
 	}
-	// The decoder below reads token by token, which is laxer than the grammar, so
-	// the grammar comes first. This also finds what follows the value.
-	if err := json.Unmarshal([]byte(text), new(json.RawMessage)); err != nil {
-		e := &DocumentError{Kind: ErrNotJSON, Detail: err.Error()}
-		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-			e.Offset = syntax.Offset
+	// What follows here knows that the text follows the grammar, so that comes first.
+	// This also finds what follows the value.
+	if !json.Valid([]byte(text)) {
+		e := &DocumentError{Kind: ErrNotJSON}
+		if err := json.Unmarshal([]byte(text), new(json.RawMessage)); err != nil {
+			e.Detail = err.Error()
+			if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+				e.Offset = syntax.Offset
+			}
 		}
 		return nil, e
 	}
-	p := parser{decoder: json.NewDecoder(strings.NewReader(text)), text: text, depth: limits.depth}
-	p.decoder.UseNumber()
+	p.canonical = true
 	value, err := p.value(1)
 	if err != nil {
 		return nil, err
@@ -110,45 +176,65 @@ func parseObject(text string, limits limits) (Object, error) {
 	if !ok {
 		return nil, &DocumentError{Kind: ErrNotObject, Detail: "it is " + kindOf(value)}
 	}
+	p.canonical = p.canonical && p.at == len(text)
 	return object, nil
 }
 
-// parser reads a text that is known to follow the grammar.
-type parser struct {
-	decoder *json.Decoder
-	text    string
-	depth   int
-	path    []string
+// next returns the first byte of the next token, without taking it. Which separators
+// stand before it the grammar says.
+func (p *parser) next() byte {
+	for ; ; p.at++ {
+		switch c := p.text[p.at]; c {
+		case ',', ':':
+		case ' ', '\t', '\r', '\n':
+			p.canonical = false
+		default:
+			return c
+		}
+	}
 }
 
 // value reads the next value, which is at the given level if it is an object or
 // an array.
 func (p *parser) value(level int) (any, error) {
-	token, err := p.token()
-	if err != nil {
-		return nil, err
+	switch c := p.next(); c {
+	case '{', '[':
+		p.at++
+		if level > p.limits.depth {
+			return nil, p.fault(ErrTooDeep, "")
+		}
+		if c == '[' {
+			return p.array(level)
+		}
+		return p.object(level)
+	case '"':
+		return p.string()
+	case 't':
+		p.at += len("true")
+		return true, nil
+	case 'f':
+		p.at += len("false")
+		return false, nil
+	case 'n':
+		p.at += len("null")
+		return nil, nil
+	default:
+		start := p.at
+		for p.at < len(p.text) && strings.IndexByte(",]} \t\r\n", p.text[p.at]) < 0 {
+			p.at++
+		}
+		return json.Number(p.text[start:p.at]), nil
 	}
-	delim, ok := token.(json.Delim)
-	if !ok {
-		return token, nil
-	}
-	if level > p.depth {
-		return nil, p.fault(ErrTooDeep, "")
-	}
-	if delim == '[' {
-		return p.array(level)
-	}
-	return p.object(level)
 }
 
 func (p *parser) object(level int) (any, error) {
 	object := Object{}
-	for p.decoder.More() {
-		token, err := p.token()
+	last := ""
+	for p.next() != '}' {
+		key, err := p.string()
 		if err != nil {
 			return nil, err
 		}
-		key, _ := token.(string)
 		if key == "" {
 			return nil, p.fault(ErrIllegalKey, "a key is empty")
 		}
@@ -156,18 +242,20 @@ func (p *parser) object(level int) (any, error) {
 		if _, exists := object[key]; exists {
 			return nil, p.fault(ErrIllegalKey, "the key stands twice in one object")
 		}
+		p.canonical = p.canonical && (last < key) != (p.metadata && level == 1 && last != "")
+		last = key
 		if object[key], err = p.value(level + 1); err != nil {
 			return nil, err
 		}
 		p.path = p.path[:len(p.path)-1]
 	}
-	_, err := p.token()
-	return object, err
+	p.at++
+	return object, nil
 }
 
 func (p *parser) array(level int) (any, error) {
 	array := []any{}
-	for p.decoder.More() {
+	for p.next() != ']' {
 		p.path = append(p.path, indexStep(len(array)))
 		value, err := p.value(level + 1)
 		if err != nil {
@@ -176,28 +264,40 @@ func (p *parser) array(level int) (any, error) {
 		array = append(array, value)
 		p.path = p.path[:len(p.path)-1]
 	}
-	_, err := p.token()
-	return array, err
+	p.at++
+	return array, nil
 }
 
-// token returns the next token. It refuses strings with half a surrogate pair,
-// which JSON can write and Unicode text cannot hold.
-func (p *parser) token() (json.Token, error) {
-	start := p.decoder.InputOffset()
-	token, err := p.decoder.Token()
-	if err != nil {
-		return nil, p.fault(ErrNotJSON, err.Error())
-	}
-	if s, ok := token.(string); ok && strings.ContainsRune(s, utf8.RuneError) {
-		if halfSurrogate(p.text[start:p.decoder.InputOffset()]) {
-			return nil, p.fault(ErrNotJSON, "a string holds half of a surrogate pair")
+// string reads a string. It refuses one with half a surrogate pair, which JSON can
+// write and Unicode text cannot hold.
+func (p *parser) string() (s string, err error) {
+	start, escapes := p.at, false
+	for p.at++; p.text[p.at] != '"'; p.at++ {
+		if p.text[p.at] == '\\' {
+			escapes = true
+			p.at++
 		}
 	}
-	return token, nil
+	p.at++
+	literal := p.text[start:p.at]
+	if !escapes {
+		s = literal[1 : len(literal)-1]
+		// U+2028 and U+2029, which encode escapes, begin with this byte.
+		p.canonical = p.canonical && strings.IndexByte(s, 0xE2) < 0
+		return s, nil
+	}
+	p.canonical = false
+	if err := json.Unmarshal([]byte(literal), &s); err != nil {
+		return "", p.fault(ErrNotJSON, err.Error())
+	}
+	if strings.ContainsRune(s, utf8.RuneError) && halfSurrogate(literal) {
+		return "", p.fault(ErrNotJSON, "a string holds half of a surrogate pair")
+	}
+	return s, nil
 }
 
 func (p *parser) fault(kind error, detail string) error {
-	return &DocumentError{Kind: kind, Path: pathString(p.path), Offset: p.decoder.InputOffset(), Detail: detail}
+	return &DocumentError{Kind: kind, Path: pathString(p.path), Offset: int64(p.at), Detail: detail}
 }
 
 // halfSurrogate reports whether a JSON string literal has an escape of a

@@ -3,6 +3,7 @@ package shadow
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -75,4 +76,46 @@ func TestLongPathKeepsItsEnd(t *testing.T) {
 	if err == nil || !strings.HasSuffix(strings.SplitN(err.Error(), " (", 2)[0], "é.last") || len(err.Error()) > 400 {
 		t.Errorf("message %q, want a short one whose path ends in é.last", err)
 	}
+}
+
+// FuzzCanonical compares with what encoding/json reads, and with what a document that
+// is read and stored holds.
+func FuzzCanonical(f *testing.F) {
+	for _, seed := range []string{
+		`{"b":1.0,"a":{"y":[null,true,{"k":-1e9}],"x":{}}}`, `{"a":1,"b":"é<\"\u2028"}`, "{\"a\":\"\u2028\"}", ` {"a" : 1}`, `{"a":1} `, `{}`, `{"a":0}`,
+		`{"reported":{"a":{"timestamp":1}},"desired":{"b":{"timestamp":2}}}`, `{"desired":{"b":{"timestamp":2}},"reported":{"a":{"timestamp":1}}}`,
+		`{"reported":{"a":1}}`, `{"reported":{},"desired":{"b":1}}`, `{"reported":{"a":1},"other":{"b":1}}`, `{"reported":1}`, `{"desired":{"b":1},"a":1}`,
+		`{"\u0061":1,"\ud83d\ude00":"\ud83d"}`, `{"a":1,"a":2}`, `[1]`, `{"a":tru}`, "{\"a\":\"\xff\"}", `{"a":[1,{"b":[]}],"b":"x\\"}`,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		got, err := CanonicalPart(text)
+		object, parseErr := ParseDesired(text)
+		if diff := cmp.Diff(fmt.Sprint(parseErr), fmt.Sprint(err)); diff != "" {
+			t.Fatalf("error of a part (-ParseDesired +CanonicalPart):\n%s", diff)
+		}
+		if err == nil {
+			decoder := json.NewDecoder(strings.NewReader(text))
+			decoder.UseNumber()
+			var want Object
+			if err := decoder.Decode(&want); err != nil || !cmp.Equal(want, object) {
+				t.Fatalf("it is\n%#v, encoding/json reads (error %v)\n%#v", object, err, want)
+			}
+			if want := (&Document{Desired: object}).Stored().Desired; got != want {
+				t.Fatalf("the part is\n%s, want\n%s", got, want)
+			}
+		}
+
+		got, err = CanonicalMetadata(text)
+		doc, parseErr := Parse(Stored{Metadata: text})
+		if diff := cmp.Diff(fmt.Sprint(parseErr), fmt.Sprint(err)); diff != "" {
+			t.Fatalf("error of metadata (-Parse +CanonicalMetadata):\n%s", diff)
+		}
+		if err == nil {
+			if want := doc.Stored().Metadata; got != want {
+				t.Fatalf("the metadata are\n%s, want\n%s", got, want)
+			}
+		}
+	})
 }
