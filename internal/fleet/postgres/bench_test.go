@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"regexp"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -183,5 +185,57 @@ func BenchmarkRecord(b *testing.B) {
 		if err := h.store.Results().Record(b.Context(), "uid", p, part); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkImport imports all devices into an empty product, whose documents are the
+// same or all different, and as one COPY of the same rows into a table of the same
+// columns and constraints.
+func BenchmarkImport(b *testing.B) {
+	devices := map[string]func(i int) Device{
+		"same": func(i int) Device { return seeded(i, 90) },
+		"different": func(i int) Device {
+			d := seeded(i, i)
+			d.Shadow.Metadata = strings.ReplaceAll(d.Shadow.Metadata, "1700000000000", strconv.Itoa(1600000000000+i))
+			return d
+		},
+	}
+	for name, device := range devices {
+		b.Run(name, func(b *testing.B) {
+			server := pgtest.Start(b, pgtest.WithSetting("autovacuum", "off"))
+			h := newHarness(b, server)
+			all := make([]Device, *benchDevices)
+			for i := range all {
+				all[i] = device(i)
+			}
+			var own, wall, cpu, plainWall, plainCPU time.Duration
+			for b.Loop() {
+				p := h.Product(b)
+				h.all(b, `CREATE TABLE copied (LIKE batchtask_device INCLUDING ALL)`)
+				watch := startWatch(b, server)
+				h.copyInto(b, "copied", p, all)
+				w, c := watch.stop(len(all))
+				plainWall, plainCPU = plainWall+w, plainCPU+c
+				h.all(b, `DROP TABLE copied`)
+				h.all(b, `TRUNCATE batchtask_device`)
+				h.all(b, `CHECKPOINT`)
+
+				watch = startWatch(b, server)
+				before := watch.self()
+				sum, err := h.store.Import(b.Context(), p, given(all...))
+				if err != nil || sum.Added != int64(len(all)) {
+					b.Fatalf("%+v, error %v", sum, err)
+				}
+				w, c = watch.stop(len(all))
+				wall, cpu, own = wall+w, cpu+c, own+(watch.self()-before)/time.Duration(len(all))
+			}
+			n := float64(b.N) * 1000
+			b.ReportMetric(float64(plainWall)/float64(wall), "rate-ratio")
+			b.ReportMetric(float64(wall.Nanoseconds())/n, "wall-µs/device")
+			b.ReportMetric(float64(plainWall.Nanoseconds())/n, "plain-wall-µs/device")
+			b.ReportMetric(float64(cpu.Nanoseconds())/n, "cpu-µs/device")
+			b.ReportMetric(float64(own.Nanoseconds())/n, "client-cpu-µs/device")
+			b.ReportMetric(float64(plainCPU.Nanoseconds())/n, "plain-cpu-µs/device")
+		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/fleettest"
 	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
+	"batchtask.dev/operator/internal/shadow"
 )
 
 func TestConformance(t *testing.T) {
@@ -116,25 +117,40 @@ func (h *harness) Shadow(t testing.TB, p fleet.Product, name string) (s fleet.Sh
 // most devices of a product have.
 func (h *harness) seed(t testing.TB, p fleet.Product, n int) []string {
 	t.Helper()
-	const shadowOf = `{"battery":90,"firmware":"4.2.11","position":{"lat":52.3702,"lon":4.8952},"state":"closed"}`
-	_, err := h.pool.CopyFrom(t.Context(), pgx.Identifier{"batchtask_device"},
-		[]string{"namespace", "product_id", "device_name", "reported", "desired", "metadata", "version", "changed_ms", "applied_tasks"},
-		pgx.CopyFromSlice(n, func(i int) ([]any, error) {
-			return []any{
-				p.Namespace, p.ProductID, deviceName(i), shadowOf, `{"state":"closed"}`,
-				`{"reported":{"battery":{"timestamp":1700000000000},"firmware":{"timestamp":1690000000000},"position":{"lat":{"timestamp":1700000000000},"lon":{"timestamp":1700000000000}},"state":{"timestamp":1700000000000}},"desired":{"state":{"timestamp":1695000000000}}}`,
-				int64(i%1000 + 1), int64(1700000000000),
-				[]string{"5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b10", "5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b11"},
-			}, nil
-		}))
+	devices, names := make([]Device, n), make([]string, n)
+	for i := range devices {
+		d := seeded(i, 90)
+		d.Shadow.Version = int64(i%1000 + 1)
+		d.Shadow.AppliedTasks = []string{"5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b10", "5e0f4fca-5b7c-4a5c-9a8e-0d6a3c1f2b11"}
+		devices[i], names[i] = d, d.Name
+	}
+	h.copyInto(t, "batchtask_device", p, devices)
+	return names
+}
+
+// seeded is the device of that number, with that number as its battery.
+func seeded(i, battery int) Device {
+	return Device{Name: deviceName(i), Shadow: fleet.Shadow{Stored: shadow.Stored{
+		Reported:  fmt.Sprintf(`{"battery":%d,"firmware":"4.2.11","position":{"lat":52.3702,"lon":4.8952},"state":"closed"}`, battery),
+		Desired:   `{"state":"closed"}`,
+		Metadata:  `{"reported":{"battery":{"timestamp":1700000000000},"firmware":{"timestamp":1690000000000},"position":{"lat":{"timestamp":1700000000000},"lon":{"timestamp":1700000000000}},"state":{"timestamp":1700000000000}},"desired":{"state":{"timestamp":1695000000000}}}`,
+		Version:   1,
+		Timestamp: 1700000000000,
+	}}}
+}
+
+// copyInto writes devices to a table as they are.
+func (h *harness) copyInto(t testing.TB, table string, p fleet.Product, devices []Device) {
+	t.Helper()
+	columns := []string{"namespace", "product_id", "device_name", "reported", "desired", "metadata", "version", "changed_ms", "applied_tasks"}
+	_, err := h.pool.CopyFrom(t.Context(), pgx.Identifier{table}, columns, pgx.CopyFromSlice(len(devices), func(i int) ([]any, error) {
+		d := devices[i]
+		tasks := append([]string{}, d.Shadow.AppliedTasks...)
+		return []any{p.Namespace, p.ProductID, d.Name, d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata, d.Shadow.Version, d.Shadow.Timestamp, tasks}, nil
+	}))
 	if err != nil {
 		t.Fatalf("making devices: %v", err)
 	}
-	names := make([]string, n)
-	for i := range names {
-		names[i] = deviceName(i)
-	}
-	return names
 }
 
 func deviceName(i int) string { return fmt.Sprintf("device-%07d", i) }
