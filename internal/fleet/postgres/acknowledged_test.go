@@ -78,12 +78,12 @@ func TestAcknowledgedWithoutDeadlock(t *testing.T) {
 		})
 	}
 	writers.Go(func() {
-		var all []Device
-		for _, name := range slices.Backward(names) {
-			all = append(all, Device{Name: name}) // an old shadow: the row is locked and stays
-		}
-		for range 5 {
-			if sum, err := stores[0].Import(t.Context(), p, given(all...)); err != nil || sum.Unchanged != int64(len(names)) {
+		for round := range 6 {
+			var all []Device
+			for _, name := range slices.Backward(names) {
+				all = append(all, Device{Name: name, Disabled: round%2 == 0}) // and an old shadow, which stays
+			}
+			if sum, err := stores[0].Import(t.Context(), p, given(all...)); err != nil || sum.Updated != int64(len(names)) {
 				t.Errorf("import: %+v, error %v", sum, err)
 			}
 		}
@@ -193,6 +193,11 @@ func TestAcknowledgedImported(t *testing.T) {
 		s.AppliedTasks, s.Acknowledged = []string{"x", "y", "z"}, acknowledged
 		return Device{Name: name, Shadow: s}
 	}
+	twice := func(name string) Device {
+		d := of(name, 1, 2)
+		d.Shadow.AppliedTasks = []string{"x", "x"}
+		return d
+	}
 	for _, step := range []struct {
 		name    string
 		devices []Device
@@ -203,6 +208,8 @@ func TestAcknowledgedImported(t *testing.T) {
 		{"older ones", []Device{of("a", 1, 3), of("d", 1, 0)}, map[string]int64{"x": 2, "y": 1}},
 		{"newer ones", []Device{of("a", 3, 2), of("c", 3, 3), of("b", 2, 3)}, map[string]int64{"x": 3, "y": 3, "z": 1}},
 		{"one twice", []Device{of("e", 1, 1), of("e", 2, 2)}, map[string]int64{"x": 4, "y": 4, "z": 1}},
+		{"new ones that have a task twice", []Device{twice("f"), twice("g")}, map[string]int64{"x": 6, "y": 4, "z": 1}},
+		{"new ones beside others", []Device{twice("h"), of("c", 4, 3)}, map[string]int64{"x": 7, "y": 4, "z": 1}},
 	} {
 		if _, err := h.store.Import(t.Context(), p, given(step.devices...)); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
@@ -211,7 +218,7 @@ func TestAcknowledgedImported(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", step.name, diff)
 		}
 	}
-	if got := h.export(t, p); len(got) != 5 || !got[2].Shadow.Equal(of("c", 3, 3).Shadow) {
+	if got := h.export(t, p); len(got) != 8 || !got[2].Shadow.Equal(of("c", 4, 3).Shadow) {
 		t.Errorf("exported %+v", got)
 	}
 	if got := h.acknowledged(t, h.Product(t), "x"); len(got) != 0 {

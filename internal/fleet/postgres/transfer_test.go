@@ -81,8 +81,17 @@ func TestImport(t *testing.T) {
 		},
 		{name: "none", after: []Device{{Name: "B", Shadow: shadowOf(`{"n":1}`, 1)}, {Name: "a", Disabled: true}, {Name: "c", Disabled: true, Shadow: shadowOf(`{"a":12345678901234567890,"b":1.0}`, 3)}, {Name: "d", Shadow: shadowOf(`{"n":2}`, 2)}, {Name: "e"}}},
 	}
+	var before []Device
 	for _, step := range steps {
-		got, err := h.store.Import(t.Context(), p, given(step.devices...))
+		got, err := h.store.Preview(t.Context(), p, given(step.devices...))
+		if diff := cmp.Diff(step.want, got); err != nil || diff != "" {
+			t.Errorf("%s: preview, error %v (-want +got):\n%s", step.name, err, diff)
+		}
+		if diff := cmp.Diff(before, h.export(t, p), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: devices after the preview (-want +got):\n%s", step.name, diff)
+		}
+		before = step.after
+		got, err = h.store.Import(t.Context(), p, given(step.devices...))
 		if err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
@@ -107,10 +116,19 @@ func TestImportChunksAndExportPages(t *testing.T) {
 	if diff := cmp.Diff(ImportSummary{Added: n}, sum); diff != "" || err != nil {
 		t.Fatalf("error %v, summary (-want +got):\n%s", err, diff)
 	}
-	got := h.export(t, p)
 	same := func(a, b Device) bool { return a.Name == b.Name }
-	if !slices.EqualFunc(all, got, same) {
+	if got := h.export(t, p); !slices.EqualFunc(all, got, same) {
 		t.Errorf("%d devices were exported, or others, of %d", len(got), n)
+	}
+	var listed []Device
+	for d, err := range h.store.List(t.Context(), p) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed = append(listed, d)
+	}
+	if !slices.EqualFunc(all, listed, same) {
+		t.Errorf("%d devices were listed, or others, of %d", len(listed), n)
 	}
 }
 
@@ -136,6 +154,9 @@ func TestImportErrors(t *testing.T) {
 			sum, err := h.store.Import(t.Context(), h.Product(t), tt.devices)
 			if !errors.Is(err, tt.want) || sum != (ImportSummary{}) {
 				t.Errorf("error %v, summary %+v, want %v and none", err, sum, tt.want)
+			}
+			if _, previewErr := h.store.Preview(t.Context(), h.Product(t), tt.devices); fmt.Sprint(previewErr) != fmt.Sprint(err) {
+				t.Errorf("a preview ends with %v, the import with %v", previewErr, err)
 			}
 			bad, ok := errors.AsType[*ImportError](err)
 			if ok != !errors.Is(tt.want, own) || ok && bad.Row != 2 {
