@@ -55,7 +55,7 @@ import made again changes nothing, so one that was interrupted is simply made ag
 	}
 	cmd.Flags().StringVarP(&opts.file, "file", "f", "-", "file with devices; - is standard input")
 	cmd.Flags().StringVar(&opts.format, "format", "", "csv or ndjson (default what the file looks like)")
-	cmd.Flags().BoolVar(&opts.dryRun, "dry-run", false, "check every line and write nothing")
+	cmd.Flags().BoolVar(&opts.dryRun, "dry-run", false, "check every line, tell what would be done, and write nothing")
 	return cmd
 }
 
@@ -131,7 +131,7 @@ func (o *importOptions) run(ctx context.Context, out io.Writer, in io.Reader, in
 		return o.broken(ctx, done, err)
 	}
 	if o.dryRun {
-		_, err = fmt.Fprintf(out, "%d devices are good, %d lines are bad; nothing was written\n", done.Good(), done.Bad)
+		_, err = fmt.Fprintf(out, "%d would be added, %d updated, %d unchanged, %d bad lines; nothing was written\n", done.Added, done.Updated, done.Unchanged, done.Bad)
 	} else {
 		_, err = fmt.Fprintln(out, summary(done))
 	}

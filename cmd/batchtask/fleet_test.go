@@ -22,10 +22,7 @@ func TestFleetImport(t *testing.T) {
 		text, bad := many(large)
 		name := file(t, text)
 
-		out, _, fault := p.call(t.Context(), nil, "fleet", "import", "door", "-f", name, "--dry-run")
-		if want := fmt.Sprintf("%d devices are good, %d lines are bad; nothing was written\n", large, bad); out != want || fault == "" {
-			t.Errorf("dry run: %q, %q; want %q", out, fault, want)
-		}
+		wantDry(t, p, name, fmt.Sprintf("%d would be added, 0 updated, 0 unchanged, %d bad lines", large, bad))
 		if _, notes, _ := p.call(t.Context(), nil, "fleet", "list", "door", "-o", "name"); strings.Contains(notes, "device-") {
 			t.Errorf("after a dry run there are devices: %s", notes)
 		}
@@ -41,6 +38,9 @@ func TestFleetImport(t *testing.T) {
 		}
 		wantBad(t, notes, bad)
 
+		wantDry(t, p, name, fmt.Sprintf("0 would be added, 0 updated, %d unchanged, %d bad lines", large, bad))
+		changed := strings.Replace(text, "device-000001,\n", "device-000001,true\nnew,\n", 1)
+		wantDry(t, p, file(t, changed), fmt.Sprintf("1 would be added, 1 updated, %d unchanged, %d bad lines", large-1, bad))
 		want := fmt.Sprintf("0 added, 0 updated, %d unchanged, %d bad lines\n", large, bad)
 		began = time.Now()
 		if out, _, _ := p.call(t.Context(), strings.NewReader(text), "fleet", "import", "door"); out != want {
@@ -54,6 +54,15 @@ func TestFleetImport(t *testing.T) {
 			t.Errorf("with a filter there are %q", names)
 		}
 	})
+}
+
+// wantDry makes a dry run of a file that has bad lines.
+func wantDry(t *testing.T, p *person, name, want string) {
+	t.Helper()
+	out, _, fault := p.call(t.Context(), nil, "fleet", "import", "door", "-f", name, "--dry-run")
+	if want += "; nothing was written\n"; out != want || fault == "" {
+		t.Errorf("dry run: %q, %q; want %q", out, fault, want)
+	}
 }
 
 // wantBad checks that the first hundred bad lines are told, and the others counted.
@@ -208,7 +217,9 @@ func TestFleetMistakes(t *testing.T) {
 		}
 	}
 	// Checking needs no tables and makes none; importing makes them.
-	p.must("", "fleet", "import", "empty", "-f", in, "--dry-run")
+	if got, want := p.must("", "fleet", "import", "empty", "-f", in, "--dry-run"), "1 would be added, 0 updated, 0 unchanged, 0 bad lines; nothing was written\n"; got != want {
+		t.Errorf("a dry run without tables says %q, want %q", got, want)
+	}
 	if _, _, fault := p.call(t.Context(), nil, "fleet", "list", "empty"); !strings.Contains(fault, "version 0") {
 		t.Errorf("after a dry run: %q", fault)
 	}

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"batchtask.dev/operator/internal/fleet/postgres"
 	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
 	"batchtask.dev/operator/internal/fleet/transfer/devicefile"
+	"batchtask.dev/operator/internal/shadow"
 	"batchtask.dev/operator/internal/testenv"
 	"batchtask.dev/operator/internal/testobj"
 )
@@ -110,7 +112,16 @@ func TestFleets(t *testing.T) {
 		},
 	}
 	eachFleet(t, func(t *testing.T, again func() Fleet) {
+		before := head
 		for _, step := range steps {
+			preview, bad := imported(t, Check{again()}, step.file)
+			if diff := cmp.Diff(step.want, preview); diff != "" || len(bad) > len(step.wantBad) {
+				t.Errorf("%s: preview, with the bad lines %q (-want +got):\n%s", step.name, bad, diff)
+			}
+			if diff := cmp.Diff(before, exported(t, again())); diff != "" {
+				t.Errorf("%s: export after the preview (-want +got):\n%s", step.name, diff)
+			}
+			before = step.after
 			sum, bad := imported(t, again(), step.file)
 			if diff := cmp.Diff(step.want, sum); diff != "" {
 				t.Errorf("%s: summary (-want +got):\n%s", step.name, diff)
@@ -121,6 +132,24 @@ func TestFleets(t *testing.T) {
 			if diff := cmp.Diff(step.after, exported(t, again())); diff != "" {
 				t.Errorf("%s: export (-want +got):\n%s", step.name, diff)
 			}
+		}
+		var listed []devicefile.Device
+		for d, err := range again().Export(t.Context(), false) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (d.Shadow.Timestamp == now.UnixMilli()) != (d.Shadow.Version > 0) {
+				t.Errorf("device %q has timestamp %d, want that of the import", d.Name, d.Shadow.Timestamp)
+			}
+			d.Shadow.Timestamp = 0
+			listed = append(listed, d)
+		}
+		wantListed := []devicefile.Device{
+			{Name: "A:1", Shadow: shadow.Stored{Version: 5}}, {Name: "a:1", Disabled: true},
+			{Name: "b", Shadow: shadow.Stored{Version: 2}}, {Name: "c_-", Shadow: shadow.Stored{Version: 2}},
+		}
+		if diff := cmp.Diff(wantListed, listed); diff != "" {
+			t.Errorf("without shadows (-want +got):\n%s", diff)
 		}
 		got, err := again().Get(t.Context(), "a:1")
 		if want := (devicefile.Device{Name: "a:1", Disabled: true}); err != nil || got != want {
@@ -220,6 +249,52 @@ func TestImportEndsEarly(t *testing.T) {
 			t.Errorf("the rest: %+v, want 10 added", sum)
 		}
 	})
+}
+
+// While a batch is written the next one is read.
+func TestImportReadsAhead(t *testing.T) {
+	second, writer := io.Pipe()
+	r, err := devicefile.NewReader(io.MultiReader(strings.NewReader("deviceName\na\nb,\n"), second), "", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bad []string
+	into := &meeting{wait: func() {
+		// The pipe takes it when somebody reads.
+		defer time.AfterFunc(time.Minute, func() { _ = second.CloseWithError(errors.New("nobody reads ahead")) }).Stop()
+		if _, err := io.WriteString(writer, "c\nd\n"); err != nil {
+			t.Error(err)
+		}
+		_ = writer.Close()
+	}}
+	done, err := Import(t.Context(), r, into, func(e *devicefile.LineError) { bad = append(bad, e.Error()) }, func(p Progress) {
+		if p.Added == 1 && (p.Line != 3 || p.Bad != 1) {
+			t.Errorf("after the first batch: %+v, want line 3 with 1 bad line", p)
+		}
+	})
+	want := Progress{Summary: Summary{Added: 3}, Bad: 1, Line: 5, Bytes: int64(len("deviceName\na\nb,\nc\nd\n"))}
+	if diff := cmp.Diff(want, done); err != nil || diff != "" {
+		t.Errorf("error %v, progress (-want +got):\n%s", err, diff)
+	}
+	if want := []string{"line 3: it has 2 fields, and the header has 1; quote fields that hold a comma"}; !cmp.Equal(bad, want) {
+		t.Errorf("bad lines %q, want %q", bad, want)
+	}
+}
+
+// meeting is a fleet whose first Import waits.
+type meeting struct {
+	Fleet
+	wait func()
+}
+
+func (*meeting) Batch() int { return 2 }
+
+func (m *meeting) Import(_ context.Context, devices []devicefile.Device, _ func(int, error)) (Summary, error) {
+	if m.wait != nil {
+		m.wait()
+		m.wait = nil
+	}
+	return Summary{Added: int64(len(devices))}, nil
 }
 
 type failing struct{ err error }

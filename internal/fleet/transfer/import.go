@@ -28,23 +28,42 @@ func (p Progress) Good() int64 { return p.Added + p.Updated + p.Unchanged }
 // about the order of the lines, and counted; the others are imported. progress is
 // called after each batch. An error ends the import; it may be made again from the
 // beginning, which writes nothing that is there already.
+//
+// One batch is read while another is written. r is done with when Import returns, but for
+// a read that is under way then.
 func Import(ctx context.Context, r *devicefile.Reader, into Fleet, bad func(*devicefile.LineError), progress func(Progress)) (Progress, error) {
 	var done Progress
 	refuse := func(e *devicefile.LineError) {
 		done.Bad++
 		bad(e)
 	}
+	batches, quit := make(chan batch), make(chan struct{})
+	defer close(quit)
+	go func() {
+		for end := false; !end; {
+			b := readBatch(ctx, r, into.Batch())
+			end = b.err != nil
+			select {
+			case batches <- b:
+			case <-quit:
+				return
+			}
+		}
+	}()
 	for end := false; !end; {
-		batch, err := readBatch(ctx, r, into.Batch(), refuse)
-		if end = errors.Is(err, io.EOF); err != nil && !end {
-			return done, err
+		batch := <-batches
+		for _, e := range batch.bad {
+			refuse(e)
+		}
+		if end = errors.Is(batch.err, io.EOF); batch.err != nil && !end {
+			return done, batch.err
 		}
 		sum, err := into.Import(ctx, batch.devices, func(i int, err error) { refuse(&devicefile.LineError{Line: batch.lines[i], Err: err}) })
 		done.add(sum)
 		if err != nil {
 			return done, err
 		}
-		done.Line, done.Bytes = r.Line(), r.Bytes()
+		done.Line, done.Bytes = batch.line, batch.bytes
 		progress(done)
 	}
 	return done, nil
@@ -54,41 +73,47 @@ func Import(ctx context.Context, r *devicefile.Reader, into Fleet, bad func(*dev
 type batch struct {
 	devices []devicefile.Device
 	lines   []int64
+	// bad are the lines between that hold none.
+	bad []*devicefile.LineError
+	// line and bytes are how far the file was read.
+	line, bytes int64
+	// err is why nothing comes after; at the end of the file [io.EOF].
+	err error
 }
 
-// readBatch reads up to so many lines; at the end of the file the error is [io.EOF], and
-// the batch holds the last ones.
-func readBatch(ctx context.Context, r *devicefile.Reader, n int, refuse func(*devicefile.LineError)) (b batch, err error) {
+// readBatch reads up to so many lines.
+func readBatch(ctx context.Context, r *devicefile.Reader, n int) (b batch) {
 	size := 0
 	for range n {
-		if err := ctx.Err(); err != nil {
-			return b, err
-		}
-		if size > maxBatchBytes {
+		if b.err = ctx.Err(); b.err != nil || size > maxBatchBytes {
 			break
 		}
 		d, err := r.Next()
 		if bad, ok := errors.AsType[*devicefile.LineError](err); ok {
-			refuse(bad)
+			b.bad = append(b.bad, bad)
 			continue
 		}
-		if err != nil {
-			return b, err
+		if b.err = err; err != nil {
+			break
 		}
 		size += len(d.Shadow.Reported) + len(d.Shadow.Desired) + len(d.Shadow.Metadata)
 		b.devices, b.lines = append(b.devices, d), append(b.lines, r.Line())
 	}
-	return b, nil
+	b.line, b.bytes = r.Line(), r.Bytes()
+	return b
 }
 
-// Check is a [Fleet] that takes everything and keeps nothing, for a dry run. All are
-// counted as unchanged.
+// Check is a [Fleet] that is read and not written, for a dry run: Import says what it
+// would do. Fleet may be nil where nothing is there yet.
 type Check struct{ Fleet }
 
 // Batch implements [Fleet].
 func (Check) Batch() int { return 1000 }
 
 // Import implements [Fleet].
-func (Check) Import(ctx context.Context, devices []devicefile.Device, _ func(int, error)) (Summary, error) {
-	return Summary{Unchanged: int64(len(devices))}, ctx.Err()
+func (c Check) Import(ctx context.Context, devices []devicefile.Device, _ func(int, error)) (Summary, error) {
+	if c.Fleet == nil {
+		return Summary{Added: int64(len(devices))}, ctx.Err()
+	}
+	return c.Preview(ctx, devices)
 }

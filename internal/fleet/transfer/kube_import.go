@@ -56,7 +56,7 @@ func (f *InKubernetes) Import(ctx context.Context, devices []devicefile.Device, 
 	for i, d := range devices {
 		mu.Lock()
 		o, exists := f.known[d.Name]
-		same := exists && o.disabled == d.Disabled && o.version >= d.Shadow.Version
+		same := exists && o.covers(d)
 		if same {
 			sum.Unchanged++
 		}
@@ -92,6 +92,29 @@ func (f *InKubernetes) Import(ctx context.Context, devices []devicefile.Device, 
 		err = ctx.Err()
 	}
 	return sum, err
+}
+
+// covers reports whether an import of d leaves o as it is.
+func (o object) covers(d devicefile.Device) bool {
+	return o.disabled == d.Disabled && o.version >= d.Shadow.Version
+}
+
+// Preview implements [Fleet].
+func (f *InKubernetes) Preview(ctx context.Context, devices []devicefile.Device) (sum Summary, err error) {
+	if err := f.list(ctx); err != nil {
+		return sum, err
+	}
+	for _, d := range devices {
+		switch o, exists := f.known[d.Name]; {
+		case !exists:
+			sum.Added++
+		case o.covers(d):
+			sum.Unchanged++
+		default:
+			sum.Updated++
+		}
+	}
+	return sum, nil
 }
 
 // write makes a device what it is to be, and returns it as it is then.

@@ -29,20 +29,35 @@ func (InPostgres) Batch() int { return postgresBatch }
 
 // Import implements [Fleet]. All devices are written or, after an error, none.
 func (f InPostgres) Import(ctx context.Context, devices []devicefile.Device, _ func(int, error)) (Summary, error) {
-	sum, err := f.Store.Import(ctx, f.Product, func(yield func(postgres.Device, error) bool) {
+	sum, err := f.Store.Import(ctx, f.Product, given(devices))
+	return Summary(sum), err
+}
+
+// Preview implements [Fleet].
+func (f InPostgres) Preview(ctx context.Context, devices []devicefile.Device) (Summary, error) {
+	sum, err := f.Store.Preview(ctx, f.Product, given(devices))
+	return Summary(sum), err
+}
+
+// given returns devices as the store takes them.
+func given(devices []devicefile.Device) iter.Seq2[postgres.Device, error] {
+	return func(yield func(postgres.Device, error) bool) {
 		for _, d := range devices {
 			if !yield(postgres.Device{Name: d.Name, Disabled: d.Disabled, Shadow: fleet.Shadow{Stored: d.Shadow}}, nil) {
 				return
 			}
 		}
-	})
-	return Summary(sum), err
+	}
 }
 
 // Export implements [Fleet].
-func (f InPostgres) Export(ctx context.Context, _ bool) iter.Seq2[devicefile.Device, error] {
+func (f InPostgres) Export(ctx context.Context, shadows bool) iter.Seq2[devicefile.Device, error] {
 	return func(yield func(devicefile.Device, error) bool) {
-		for d, err := range f.Store.Export(ctx, f.Product) {
+		devices := f.Store.List
+		if shadows {
+			devices = f.Store.Export
+		}
+		for d, err := range devices(ctx, f.Product) {
 			if !yield(devicefile.Device{Name: d.Name, Disabled: d.Disabled, Shadow: d.Shadow.Stored}, err) {
 				return
 			}

@@ -34,6 +34,8 @@ type Fleet interface {
 	// After an error some have been written, and the summary counts those that are
 	// known to be; the import may be made again.
 	Import(ctx context.Context, devices []devicefile.Device, refused func(i int, err error)) (Summary, error)
+	// Preview returns what Import would do now, if nothing was refused, and only reads.
+	Preview(ctx context.Context, devices []devicefile.Device) (Summary, error)
 	// Export returns all devices in the order of their names, disabled ones included.
 	// Without shadows only the Version and Timestamp of those are filled in. Devices that
 	// change meanwhile are returned as they were before or after. It ends with the first
