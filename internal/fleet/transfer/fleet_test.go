@@ -145,8 +145,10 @@ func TestFleets(t *testing.T) {
 			listed = append(listed, d)
 		}
 		wantListed := []devicefile.Device{
-			{Name: "A:1", Shadow: shadow.Stored{Version: 5}}, {Name: "a:1", Disabled: true},
-			{Name: "b", Shadow: shadow.Stored{Version: 2}}, {Name: "c_-", Shadow: shadow.Stored{Version: 2}},
+			{Name: "A:1", Shadow: shadow.Stored{Version: 5}},
+			{Name: "a:1", Disabled: true},
+			{Name: "b", Shadow: shadow.Stored{Version: 2}},
+			{Name: "c_-", Shadow: shadow.Stored{Version: 2}},
 		}
 		if diff := cmp.Diff(wantListed, listed); diff != "" {
 			t.Errorf("without shadows (-want +got):\n%s", diff)
