@@ -85,7 +85,8 @@ func header(line string) ([]string, error) {
 }
 
 // parseCSV reads a line with the columns of the header.
-func parseCSV(header []string, line string) (r record, err error) {
+func (d *documents) parseCSV(header []string, line string) (r record, err error) {
+	r.documents = d
 	if !utf8.ValidString(line) {
 		return r, errUTF8
 	}

@@ -20,7 +20,8 @@ var kinds = map[string]struct{ begins, what string }{
 }
 
 // parseJSON reads a line that is one JSON object.
-func parseJSON(line []byte) (r record, err error) {
+func (d *documents) parseJSON(line []byte) (r record, err error) {
+	r.documents = d
 	if !utf8.Valid(line) {
 		return r, errUTF8
 	}

@@ -45,11 +45,11 @@ func (e *HeaderError) Unwrap() error { return e.Err }
 
 // Reader reads devices from a file.
 type Reader struct {
-	lines  *lines
-	format Format
-	now    time.Time
-	header []string
-	seed   maphash.Seed
+	lines     *lines
+	format    Format
+	documents *documents
+	header    []string
+	seed      maphash.Seed
 	// seen has the first line of each name, by a hash: 16 bytes a device, for a million
 	// of them. That two names of a million have one hash happens once in forty million
 	// files, and not when the file is read again, with another seed.
@@ -60,7 +60,7 @@ type Reader struct {
 // and any other for CSV. now becomes the time of shadows, since files have none. The
 // error is a [*HeaderError] or that of r.
 func NewReader(r io.Reader, format Format, now time.Time) (*Reader, error) {
-	reader := &Reader{lines: newLines(r), format: format, now: now, seed: maphash.MakeSeed(), seen: map[uint64]int64{}}
+	reader := &Reader{lines: newLines(r), format: format, documents: newDocuments(now), seed: maphash.MakeSeed(), seen: map[uint64]int64{}}
 	if format == "" {
 		first, err := reader.lines.first()
 		if err != nil {
@@ -121,12 +121,12 @@ func (r *Reader) Next() (Device, error) {
 func (r *Reader) parse(line []byte) (d Device, err error) {
 	var rec record
 	if r.format == CSV {
-		rec, err = parseCSV(r.header, string(line))
+		rec, err = r.documents.parseCSV(r.header, string(line))
 	} else {
-		rec, err = parseJSON(line)
+		rec, err = r.documents.parseJSON(line)
 	}
 	if err == nil {
-		d, err = rec.finish(r.now)
+		d, err = rec.finish()
 	}
 	if err != nil {
 		if CheckName(rec.device.Name) == nil {

@@ -105,6 +105,34 @@ func TestReader(t *testing.T) {
 	}
 }
 
+// Documents that come again are read as before, also once more have come than are
+// remembered; and a bad one is bad again.
+func TestReaderKnowsDocuments(t *testing.T) {
+	var text strings.Builder
+	var want []string
+	text.WriteString("deviceName,version,reported,desired\n")
+	line := 1
+	add := func(rest, result string) {
+		line++
+		fmt.Fprintf(&text, "d%d,%s\n", line, rest)
+		want = append(want, fmt.Sprintf(result, line))
+	}
+	for i := range mostKnown + 5 {
+		add(fmt.Sprintf(`1,"{""b"":%d,""a"":{}}",`, i), fmt.Sprintf(`d%%d false v1 reported={"a":{},"b":%d} desired=`, i))
+	}
+	for range 2 {
+		add(`7,"{""b"":3, ""a"":{}}",`, `d%d false v7 reported={"a":{},"b":3} desired=`)
+		add(`,,"{""b"":3, ""a"":{}}"`, `d%d false v1 reported= desired={"a":{},"b":3}`)
+		add(`,{},`, "d%d false v1 reported= desired=")
+		add(`,,{}`, "d%d false v1 reported= desired=")
+		add(`,,`, "d%d false")
+		add(`,x,`, `line %[1]d: device "d%[1]d": reported: not a JSON value (byte 1): invalid character 'x' looking for beginning of value`)
+	}
+	if diff := cmp.Diff(want, read(t, text.String(), "")); diff != "" {
+		t.Errorf("read (-want +got):\n%s", diff)
+	}
+}
+
 // What is wrong with the file itself is no bad line.
 func TestReaderPassesErrorsOn(t *testing.T) {
 	own := errors.New("the disk is gone")

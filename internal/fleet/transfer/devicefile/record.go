@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
-
-	"batchtask.dev/operator/internal/shadow"
 )
 
 // Names of the columns of CSV, which are the keys of JSON.
@@ -44,9 +41,9 @@ func (r *record) set(column, text string) (err error) {
 			}
 		}
 	case columnReported:
-		r.reported, err = document(text)
+		r.reported, err = r.documents.read(text)
 	case columnDesired:
-		r.desired, err = document(text)
+		r.desired, err = r.documents.read(text)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", column, err)
@@ -56,32 +53,25 @@ func (r *record) set(column, text string) (err error) {
 
 // record is a line of a file on its way to a device.
 type record struct {
+	documents         *documents
 	device            Device
 	version           int64
-	reported, desired shadow.Object
+	reported, desired document
 }
 
-func document(text string) (shadow.Object, error) {
-	if text == "" {
-		return nil, nil
-	}
-	return shadow.ParseDesired(text)
-}
-
-// finish makes the shadow. A file has no times, so that of the import takes their
-// place; a shadow without a version is a first one.
-func (r *record) finish(now time.Time) (Device, error) {
+// finish makes the shadow; one without a version is a first one.
+func (r *record) finish() (Device, error) {
 	if r.device.Name == "" {
 		return Device{}, fmt.Errorf("%s is missing", columnName)
 	}
-	if r.version == 0 && r.reported == nil && r.desired == nil {
+	if r.version == 0 && r.reported.object == nil && r.desired.object == nil {
 		return r.device, nil
 	}
-	doc := &shadow.Document{}
-	if err := doc.Update(shadow.Update{Reported: r.reported, Desired: r.desired}, now); err != nil {
+	stored, err := r.documents.shadow(r.reported, r.desired)
+	if err != nil {
 		return Device{}, err
 	}
-	doc.Version = max(r.version, 1)
-	r.device.Shadow = doc.Stored()
+	r.device.Shadow = stored
+	r.device.Shadow.Version = max(r.version, 1)
 	return r.device, nil
 }
