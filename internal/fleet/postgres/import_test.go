@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -32,6 +33,7 @@ func (h *harness) adding(t *testing.T, p fleet.Product, d Device) (commit func()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }) // where the test has failed
 	columns := append([]string{"namespace", "product_id"}, importColumns...)
 	_, err = tx.CopyFrom(t.Context(), pgx.Identifier{"batchtask_device"}, columns, pgx.CopyFromRows([][]any{append([]any{p.Namespace, p.ProductID}, importValues(d)...)}))
 	if err != nil {
@@ -45,10 +47,11 @@ func (h *harness) adding(t *testing.T, p fleet.Product, d Device) (commit func()
 	}
 }
 
-// waitForWaiting waits until a session of the store waits for a lock.
-func (h *harness) waitForWaiting(t *testing.T) {
+// waitForWaiting waits until a session of the store waits for a lock, in an import that
+// has not ended.
+func (h *harness) waitForWaiting(t *testing.T, ended <-chan importResult) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && len(ended) == 0; time.Sleep(time.Millisecond) {
 		var n int
 		err := h.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'`, DefaultApplicationName).Scan(&n)
 		if err != nil {
@@ -88,9 +91,9 @@ func TestImportMeetsOthers(t *testing.T) {
 	newer := h.adding(t, p, acknowledging(deviceName(1500), 3, "z"))
 	older := h.adding(t, p, acknowledging(deviceName(2500), 1, "x"))
 	ended := startImport(t, store, p, devices)
-	h.waitForWaiting(t) // for the newer, which is copied
+	h.waitForWaiting(t, ended) // for the newer, which is copied
 	newer()
-	h.waitForWaiting(t) // for the older, which is merged
+	h.waitForWaiting(t, ended) // for the older, which is merged
 	older()
 	got := <-ended
 	if want := (importResult{sum: ImportSummary{Added: 2998, Updated: 1, Unchanged: 1}}); got != want {
@@ -250,7 +253,7 @@ func TestImportOneAhead(t *testing.T) {
 	const ahead = 2*importChunk + 1
 	never := make(chan struct{})
 	waitFor(t, &taken, ahead, never)
-	h.waitForWaiting(t)
+	h.waitForWaiting(t, ended)
 	if taken.Load() != ahead {
 		t.Errorf("%d devices were taken while the first chunk is written, want %d", taken.Load(), ahead)
 	}
