@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -45,6 +47,11 @@ func managerCommand() *cobra.Command {
 
 // runManager runs until stop ends, or the leader's Lease is lost.
 func runManager(stop context.Context, opts *managerOptions, log logr.Logger) error {
+	if os.Getenv("GOGC") == "" {
+		// A task leaves much garbage beside a small heap: collecting it half as often saves
+		// more processor time than it costs memory.
+		debug.SetGCPercent(200)
+	}
 	pool, err := opts.newPool(log)
 	if err != nil {
 		return err

@@ -20,11 +20,11 @@ import (
 const (
 	// namesPage is how many names are read at once where there is nothing to update.
 	namesPage = 1024
-	// Pages of shadows are as large as the store takes pagePace for: one call for many
-	// is cheaper for a database, and a store that is slow must not hold the first
+	// Pages of shadows begin small and become as large as the store takes pagePace for:
+	// one call for many is cheaper for a database, and a store that is slow must not hold
 	// messages up.
-	firstPage, leastPage, largestPage = 256, 64, 4096
-	pagePace                          = 50 * time.Millisecond
+	leastPage, largestPage = 64, 4096
+	pagePace               = 50 * time.Millisecond
 )
 
 // page is a number of devices that follow each other.
@@ -47,7 +47,7 @@ func (p *page) take(n int) (names []string, updates []fleet.DesiredResult) {
 func (r *run) readAhead(after string) {
 	size := namesPage
 	if r.task.Publish == nil {
-		size = firstPage
+		size = leastPage
 	}
 	for {
 		var p page

@@ -97,8 +97,8 @@ func TestPagesFollowTheStore(t *testing.T) {
 					t.Errorf("progress: %+v", got)
 				}
 				calls := r.fleet.calls
-				if calls[0] != firstPage || calls[len(calls)-2] != c.want {
-					t.Errorf("the first page had %d devices, the last full one %d; want %d and %d", calls[0], calls[len(calls)-2], firstPage, c.want)
+				if calls[0] != leastPage || calls[len(calls)-2] != c.want {
+					t.Errorf("the first page had %d devices, the last full one %d; want %d and %d", calls[0], calls[len(calls)-2], leastPage, c.want)
 				}
 			})
 		})
