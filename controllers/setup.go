@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -38,6 +39,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 	if err := Index(ctx, mgr); err != nil {
 		return err
 	}
+	if err := watchLedgers(ctx, mgr, parts.Ledger); err != nil {
+		return err
+	}
 	recorder := mgr.GetEventRecorder("batchtask")
 	for name, reconciler := range map[string]interface{ SetupWithManager(mgr ctrl.Manager) error }{
 		"BatchTask": &BatchTaskReconciler{
@@ -58,6 +62,19 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 		if err := mgr.Add(&ResultsRetention{Client: mgr.GetClient(), Results: parts.Results, Clock: clock.RealClock{}}); err != nil {
 			return fmt.Errorf("add the retention of results: %w", err)
 		}
+	}
+	return nil
+}
+
+// watchLedgers lets a ledger know what others have written, on every replica: the
+// webhooks change it too.
+func watchLedgers(ctx context.Context, mgr ctrl.Manager, ledger *quota.Ledger) error {
+	informer, err := mgr.GetCache().GetInformer(ctx, &v1alpha1.TaskQuota{}, cache.BlockUntilSynced(false))
+	if err == nil {
+		_, err = informer.AddEventHandler(ledger.Watching())
+	}
+	if err != nil {
+		return fmt.Errorf("watch TaskQuotas: %w", err)
 	}
 	return nil
 }

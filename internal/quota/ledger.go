@@ -4,13 +4,16 @@
 // Counting objects would race: caches are stale and webhooks have replicas. So a
 // task is active exactly as long as its UID holds a slot in the one TaskQuota
 // object of its namespace, and every change of the ledger is an update that
-// carries the resourceVersion of a live read. Two writers that read the same
-// state cannot both succeed, and the API server refuses a slot too many by a
-// rule of the schema.
+// carries the resourceVersion of the state it rests on. Two writers that start
+// from the same state cannot both succeed, and the API server refuses a slot too
+// many by a rule of the schema. A change may start from a state that this process
+// remembers: if there is a newer one, the write is refused and the ledger is read
+// live. What leads to no write, such as a refusal, always rests on a live read.
 //
 //	Reserve  the webhook, before the object exists; the slot is not bound
-//	Bind     the reconciler, before any phase or work: binds the slot, or takes
-//	         a free one for a task that was created past the webhook
+//	Confirm  the reconciler, before any phase or work: binds the slot
+//	Bind     the same, and takes a free one for a task that was created past the
+//	         webhook
 //	Release  the reconciler, after the terminal status is written
 //	Reap     the TaskQuota reconciler: slots of tasks that never came, are gone
 //	         or have finished
@@ -42,6 +45,9 @@ import (
 // errDeleted says that the TaskQuota was deleted after it had been read.
 var errDeleted = errors.New("the TaskQuota was deleted meanwhile")
 
+// errRemembered says that what was decided may not rest on a remembered state.
+var errRemembered = errors.New("the TaskQuota must be read live")
+
 // DefaultGrace is how long a slot is kept whose task has not appeared.
 const DefaultGrace = 15 * time.Second
 
@@ -50,6 +56,7 @@ type Ledger struct {
 	live   client.Reader // reads past every cache
 	writer client.Client
 	clock  clock.PassiveClock
+	memory memory
 
 	mu     sync.Mutex
 	queues map[string]chan struct{} // one place for each namespace: its holder may write
@@ -74,6 +81,18 @@ func (l *Ledger) Bind(ctx context.Context, task Holder) error {
 	return l.change(ctx, task.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
 		return take(q, task, true, l.now())
 	})
+}
+
+// Confirm binds the slot that was reserved for a task and reports whether there is
+// one, bound now or before. Other than Bind it never takes a free one.
+func (l *Ledger) Confirm(ctx context.Context, task Holder) (held bool, err error) {
+	err = l.change(ctx, task.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
+		if held = Holds(q, task.UID); !held {
+			return false, nil
+		}
+		return take(q, task, true, l.now())
+	})
+	return held && err == nil, err
 }
 
 // Check returns a *LimitError when no slot is free, and takes none: for dry runs.
@@ -141,8 +160,12 @@ func (l *Ledger) Reap(ctx context.Context, quota *v1alpha1.TaskQuota, grace time
 }
 
 // idle reports whether a slot can be freed, by a live read of its task, and else
-// after what time to look again (0: when something changes).
+// after what time to look again (0: when something changes). An unbound slot has
+// its grace time whatever there is to read.
 func (l *Ledger) idle(ctx context.Context, namespace string, slot v1alpha1.TaskSlot, grace time.Duration, working func(types.UID) bool) (bool, time.Duration, error) {
+	if left := slot.ReservedAt.Add(grace).Sub(l.clock.Now()); !slot.Bound && left > 0 {
+		return false, left, nil
+	}
 	var task v1alpha1.BatchTask
 	err := l.live.Get(ctx, types.NamespacedName{Namespace: namespace, Name: slot.Name}, &task)
 	switch {
@@ -150,21 +173,19 @@ func (l *Ledger) idle(ctx context.Context, namespace string, slot v1alpha1.TaskS
 		return false, 0, fmt.Errorf("read task %s/%s, which holds a slot: %w", namespace, slot.Name, err)
 	case err == nil && task.UID == slot.UID:
 		return task.Status.Phase.Finished(), 0, nil
-	case slot.Bound:
-		if working(slot.UID) {
-			return false, time.Second, nil
-		}
-		return true, 0, nil
+	case slot.Bound && working(slot.UID):
+		return false, time.Second, nil
 	default:
-		left := slot.ReservedAt.Add(grace).Sub(l.clock.Now())
-		return left <= 0, max(left, 0), nil
+		return true, 0, nil
 	}
 }
 
-// change reads the namespace's ledger live, applies mutate, and writes it if
-// mutate says that it changed anything; on a conflict it begins again. Changes of
-// one namespace queue up within this process, so that a burst of creates does not
-// spend its time on conflicts with itself.
+// change applies mutate to the namespace's ledger, and writes it if mutate says
+// that it changed anything. It starts from the state that is remembered; if none
+// is, if mutate changes nothing in it or if the write meets another, it begins
+// again with a live read. So mutate may be called several times. Changes of one
+// namespace queue up within this process, so that a burst of creates does not spend
+// its time on conflicts with itself.
 func (l *Ledger) change(ctx context.Context, namespace string, mutate func(*v1alpha1.TaskQuota) (bool, error)) error {
 	leave, err := l.enter(ctx, namespace)
 	if err != nil {
@@ -173,9 +194,14 @@ func (l *Ledger) change(ctx context.Context, namespace string, mutate func(*v1al
 	defer leave()
 
 	backoff := wait.Backoff{Duration: 2 * time.Millisecond, Factor: 1.5, Jitter: 1, Steps: 20, Cap: 200 * time.Millisecond}
+	if quota := l.memory.recall(namespace); quota != nil && quota.Status.Opened {
+		if err := l.apply(ctx, quota, true, mutate); !outdated(err) {
+			return err
+		}
+	}
 	for {
 		err := l.attempt(ctx, namespace, mutate)
-		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !errors.Is(err, errDeleted) {
+		if !outdated(err) {
 			return err
 		}
 		select {
@@ -186,6 +212,12 @@ func (l *Ledger) change(ctx context.Context, namespace string, mutate func(*v1al
 	}
 }
 
+// outdated reports whether a change failed only because of what it started from.
+func outdated(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || errors.Is(err, errDeleted) || errors.Is(err, errRemembered)
+}
+
+// attempt changes the ledger as a live read shows it, and makes it if there is none.
 func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1alpha1.TaskQuota) (bool, error)) error {
 	quota, err := l.read(ctx, namespace)
 	if apierrors.IsNotFound(err) {
@@ -199,22 +231,32 @@ func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1a
 	} else if err != nil {
 		return fmt.Errorf("read TaskQuota of namespace %q: %w", namespace, err)
 	}
+	return l.apply(ctx, quota, false, mutate)
+}
+
+// apply changes a state of the ledger and writes it. If there is nothing to change
+// it returns what mutate did, or errRemembered for a state that is only remembered.
+func (l *Ledger) apply(ctx context.Context, quota *v1alpha1.TaskQuota, remembered bool, mutate func(*v1alpha1.TaskQuota) (bool, error)) error {
 	opened, err := l.open(ctx, quota)
 	if err != nil {
 		return err
 	}
 	changed, refused := mutate(quota)
 	if !changed && !opened {
+		if remembered {
+			return errRemembered
+		}
 		return refused
 	}
 	quota.Status.Active = int32(len(quota.Status.Slots)) //nolint:gosec // at most 1000
 	err = l.writer.Status().Update(ctx, quota)
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("write TaskQuota of namespace %q: %w", namespace, errDeleted)
+		return fmt.Errorf("write TaskQuota of namespace %q: %w", quota.Namespace, errDeleted)
 	}
 	if err != nil {
-		return fmt.Errorf("write TaskQuota of namespace %q: %w", namespace, err)
+		return fmt.Errorf("write TaskQuota of namespace %q: %w", quota.Namespace, err)
 	}
+	l.memory.keep(quota)
 	return refused
 }
 
