@@ -54,6 +54,7 @@ type Executor interface {
 
 // Gate gives slots to tasks that have none, and takes them back.
 type Gate interface {
+	Confirm(ctx context.Context, task quota.Holder) (held bool, err error)
 	Bind(ctx context.Context, task quota.Holder) error
 	Release(ctx context.Context, namespace string, uids ...types.UID) error
 }
@@ -145,10 +146,25 @@ func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchT
 	return seen, err
 }
 
-// pass reads the task live and binds its slot. It returns a *quota.LimitError as
-// noSlot when the task has none and can get none, and errStale when the cache
-// shows another object of this name.
+// pass binds the task's slot, and brings the task up to date by a live read first.
+// It returns a *quota.LimitError as noSlot when the task has none and can get none,
+// and errStale when the cache shows another object of this name.
+//
+// A new task that holds a slot needs no live read: nothing is done for it before
+// its first status is written, with the version that was seen here. If that is not
+// the newest the write is refused.
 func (r *BatchTaskReconciler) pass(ctx context.Context, task *v1alpha1.BatchTask) (noSlot, err error) {
+	holder := quota.Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name}
+	if task.Status.Phase == "" {
+		held, err := r.Gate.Confirm(ctx, holder)
+		if err != nil {
+			return nil, fmt.Errorf("bind slot: %w", err)
+		}
+		if held {
+			r.admitted.add(client.ObjectKeyFromObject(task), task.UID)
+			return nil, nil
+		}
+	}
 	live := &v1alpha1.BatchTask{}
 	switch err := r.Live.Get(ctx, client.ObjectKeyFromObject(task), live); {
 	case apierrors.IsNotFound(err) || (err == nil && live.UID != task.UID):
@@ -160,7 +176,7 @@ func (r *BatchTaskReconciler) pass(ctx context.Context, task *v1alpha1.BatchTask
 	if task.Status.Phase.Finished() {
 		return nil, nil
 	}
-	err = r.Gate.Bind(ctx, quota.Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name})
+	err = r.Gate.Bind(ctx, holder)
 	var limit *quota.LimitError
 	switch {
 	case errors.As(err, &limit):
@@ -204,6 +220,9 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 	}
 	r.written.keep(task)
 	r.Metrics.observeStatus(before, task, r.Clock.Now())
+	if next.scheduled != "" {
+		r.Recorder.Eventf(task, nil, corev1.EventTypeNormal, v1alpha1.ReasonScheduled, string(v1alpha1.TaskPhaseWaiting), "%s", next.scheduled)
+	}
 	if next.event == "" {
 		return nil
 	}

@@ -49,6 +49,9 @@ type decision struct {
 	// message of the Ready condition; for a failure, after that condition's reason.
 	event   string
 	warning bool
+	// scheduled is the note of an event Scheduled to record before that, for a task
+	// that starts in its first step; "" for none.
+	scheduled string
 	// wakeAfter is when to look again if nothing happens before; 0 for never.
 	wakeAfter time.Duration
 }
@@ -72,14 +75,20 @@ func decide(task *v1alpha1.BatchTask, seen observation) decision {
 	}
 }
 
-// wait is the first step: the task is Waiting, even if its time has come.
+// wait is the first step: the task is Waiting. One whose time has come, and that
+// nothing holds up, starts with the same write.
 func (d decision) wait(task *v1alpha1.BatchTask, seen observation) decision {
 	start := metav1.NewTime(schedule.Start(task.CreationTimestamp.Time, task.Spec.ScheduleTimeInSeconds))
 	d.status.Phase = v1alpha1.TaskPhaseWaiting
 	d.status.TaskID = seen.taskID
 	d.status.ScheduleTime = &start
 	d.event = v1alpha1.ReasonScheduled
-	d.setInProgress(task, seen, v1alpha1.ReasonScheduled, "Starts at "+start.UTC().Format(time.RFC3339))
+	message := "Starts at " + start.UTC().Format(time.RFC3339)
+	if !seen.now.Before(start.Time) && !task.Spec.Cancel && seen.product.ready {
+		d.scheduled = message
+		return d.fromWaiting(task, seen)
+	}
+	d.setInProgress(task, seen, v1alpha1.ReasonScheduled, message)
 	d.wakeAfter = max(start.Sub(seen.now), time.Nanosecond)
 	return d
 }

@@ -59,6 +59,7 @@ func TestDecide(t *testing.T) {
 		Reason  string
 		Action  action
 		Event   string
+		Also    string // the note of the event Scheduled that goes before it
 		Warning bool
 		Wake    time.Duration
 		RetCode int32
@@ -107,10 +108,19 @@ func TestDecide(t *testing.T) {
 			)
 		}
 	}
-	// A new task is Waiting first, whatever else is so.
+	begun := func(w *want) { w.Event = v1alpha1.ReasonStarted }
+	// A new task is Waiting first, unless it can start at once.
 	for _, product := range []productCondition{readyProduct, heldProduct, goneProduct} {
 		for _, cancel := range []bool{false, true} {
-			for _, now := range []time.Time{before, due} {
+			for _, now := range []time.Time{before, start.Add(-time.Nanosecond), start, due} {
+				if product.ready && !cancel && !now.Before(start) {
+					rows = append(rows, row{
+						fmt.Sprintf("new, can start at once, %v after creation", now.Sub(created.Time)), inPhase("").Obj(),
+						observation{now: now, product: product},
+						with(running, func(w *want) { begun(w); w.Also = "Starts at 2026-03-01T13:00:00Z" }),
+					})
+					continue
+				}
 				rows = append(rows, row{
 					fmt.Sprintf("new, product %+v, cancel %v, %v after creation", product, cancel, now.Sub(created.Time)),
 					inPhase("").Change(func(task *v1alpha1.BatchTask) { task.Spec.Cancel = cancel }).Obj(),
@@ -133,7 +143,6 @@ func TestDecide(t *testing.T) {
 			row{"waiting, due and cancelled, product " + name, inPhase(v1alpha1.TaskPhaseWaiting).Cancel().Obj(), observation{now: due, product: product}, cancelled},
 		)
 	}
-	begun := func(w *want) { w.Event = v1alpha1.ReasonStarted }
 	held := with(running, func(w *want) { w.Reason, w.Action = v1alpha1.ReasonProductNotReady, actNothing })
 	rows = append(rows,
 		row{"due", inPhase(v1alpha1.TaskPhaseWaiting).Obj(), observation{now: due, product: readyProduct}, with(running, begun)},
@@ -209,7 +218,7 @@ func TestDecide(t *testing.T) {
 			after := tc.task.DeepCopy()
 			after.Status = d.status
 			got := want{
-				Phase: d.status.Phase, Reason: readyReason(after), Action: d.action, Event: d.event, Warning: d.warning,
+				Phase: d.status.Phase, Reason: readyReason(after), Action: d.action, Event: d.event, Also: d.scheduled, Warning: d.warning,
 				Wake: d.wakeAfter, RetCode: d.status.RetCode, Kstatus: kstatusOf(t, after),
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
@@ -229,6 +238,12 @@ func checkStatus(t *testing.T, task *v1alpha1.BatchTask, seen observation) {
 	}
 	if st.TaskID != newID {
 		t.Errorf("taskID is %q, want %q", st.TaskID, newID)
+	}
+	if st.ScheduleTime == nil && seen.invalid == nil && seen.noSlot == nil {
+		t.Errorf("phase %s without scheduleTime", st.Phase)
+	}
+	if st.Phase == v1alpha1.TaskPhaseProcessing && (st.StartTime == nil || st.Deadline == nil) {
+		t.Errorf("phase %s with startTime %v and deadline %v", st.Phase, st.StartTime, st.Deadline)
 	}
 	if finished := st.Phase.Finished(); finished != (st.CompletionTime != nil) {
 		t.Errorf("phase %s with completionTime %v", st.Phase, st.CompletionTime)
@@ -271,6 +286,20 @@ func kstatusOf(t *testing.T, task *v1alpha1.BatchTask) status.Status {
 		t.Fatalf("kstatus: %v", err)
 	}
 	return result.Status
+}
+
+// That a run has begun and come nowhere yet is no news.
+func TestNothingToWriteForAFreshRun(t *testing.T) {
+	task := inPhase(v1alpha1.TaskPhaseWaiting).Obj()
+	task.Status = decide(task, observation{now: due, product: readyProduct}).status
+	d := decide(task, observation{now: due, product: readyProduct, progress: &executor.Progress{}})
+	if diff := cmp.Diff(task.Status, d.status); diff != "" {
+		t.Errorf("the status changes (-before +after):\n%s", diff)
+	}
+	d = decide(task, observation{now: due, product: readyProduct, progress: progress(executor.OutcomeNone, 10, 4, 1)})
+	if d.status.Checkpoint == nil || d.status.Checkpoint.Cursor != "m" {
+		t.Errorf("the checkpoint is %+v, want m", d.status.Checkpoint)
+	}
 }
 
 // The conditions say the same to kubectl wait as to kstatus.

@@ -23,11 +23,14 @@ const (
 // status.errMsg allows.
 const maxMessage = 1024
 
-// takeProgress copies what a run has counted.
+// takeProgress copies what a run has counted. That it has not come anywhere yet is
+// not worth a write.
 func (d *decision) takeProgress(p executor.Progress) {
 	d.status.Devices.Matched, d.status.Devices.Succeeded, d.status.Devices.Failed = p.Matched, p.Succeeded, p.Failed
 	d.status.Percent = percent(p.Succeeded, p.Matched)
-	d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor}
+	if p.Cursor != "" || d.status.Checkpoint != nil {
+		d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor}
+	}
 	d.status.Failures = p.Failures
 }
 
