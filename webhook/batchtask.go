@@ -91,9 +91,6 @@ func (w *BatchTask) ValidateCreate(ctx context.Context, task *v1alpha1.BatchTask
 	if err := w.validate(ctx, task); err != nil {
 		return warnings, err
 	}
-	if err := w.nameFree(ctx, task); err != nil {
-		return warnings, err
-	}
 	if req.DryRun != nil && *req.DryRun {
 		warnings = append(warnings, w.preview(ctx, task)...)
 		err = w.Quota.Check(ctx, task.Namespace)
@@ -113,12 +110,16 @@ func (w *BatchTask) ValidateDelete(context.Context, *v1alpha1.BatchTask) (admiss
 	return nil, nil
 }
 
+// validate refuses a task for what is wrong with its spec, then for its product, then
+// for its name.
 func (w *BatchTask) validate(ctx context.Context, task *v1alpha1.BatchTask) error {
 	errs := validation.Spec(&task.Spec)
 	errs = append(errs, validation.Schedule(&task.Spec, w.Clock.Now(), w.Skew)...)
 	if len(errs) > 0 {
 		return refuseFields(task, errs)
 	}
+	free := make(chan error, 1)
+	go func() { free <- w.nameFree(ctx, task) }() // the two reads do not depend on each other
 	product, err := w.readyProduct(ctx, task)
 	if err != nil {
 		return err
@@ -126,7 +127,7 @@ func (w *BatchTask) validate(ctx context.Context, task *v1alpha1.BatchTask) erro
 	if errs := validation.Topic(&task.Spec, product); len(errs) > 0 {
 		return refuseFields(task, errs)
 	}
-	return nil
+	return <-free
 }
 
 // readyProduct returns the task's product if tasks may run on it. A product that
