@@ -121,9 +121,10 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 }
 
 // observe gathers what the next step depends on. A task passes the gate the first
-// time this process sees it, and again whenever a run is about to begin: a cache
-// that lags behind may show a task that has finished as Processing, or an older
-// checkpoint, and a run begun on that would serve devices twice.
+// time this process sees it, and again whenever a run is about to begin that does
+// not begin with a write: a cache that lags behind may show a task that has finished
+// as Processing, or an older checkpoint, and a run begun on that would serve devices
+// twice.
 func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchTask) (observation, error) {
 	seen := observation{now: r.Clock.Now(), invalid: validation.Spec(&task.Spec)}
 	progress, running := r.Executor.Progress(client.ObjectKeyFromObject(task), task.UID)
@@ -146,7 +147,7 @@ func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchT
 	return seen, err
 }
 
-// pass binds the task's slot, and brings the task up to date by a live read first.
+// pass brings the task up to date by a live read and binds its slot.
 // It returns a *quota.LimitError as noSlot when the task has none and can get none,
 // and errStale when the cache shows another object of this name.
 //

@@ -142,10 +142,11 @@ func TestRemembersAnOldState(t *testing.T) {
 }
 
 func confirm(ctx context.Context, l *Ledger, task Holder, want bool) error {
-	if held, err := l.Confirm(ctx, task); err != nil || held != want {
-		return fmt.Errorf("task %s: holds a slot: %v (error %w), want %v", task.Name, held, err, want)
+	held, err := l.Confirm(ctx, task)
+	if err == nil && held != want {
+		err = fmt.Errorf("task %s holds a slot: %v, want %v", task.Name, held, want)
 	}
-	return nil
+	return err
 }
 
 // A ledger that was told what another has written is not refused for it, and one
