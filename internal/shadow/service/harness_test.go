@@ -4,12 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/go-logr/logr/testr"
 
 	"batchtask.dev/operator/internal/fleet"
@@ -98,6 +102,70 @@ func eventually(t *testing.T, what string, holds func() bool) {
 		case <-deadline:
 			t.Fatalf("not in time: %s", what)
 		case <-tick.C:
+		}
+	}
+}
+
+// tap stands between the service and a broker, and counts what the service sends. The
+// broker does not expect anything in an interval of KeepAlive: how long the service
+// stays silent is up to the test.
+type tap struct {
+	url             string
+	broker          string
+	running         sync.WaitGroup
+	connects, pings atomic.Int64
+}
+
+// startTap runs a tap until the test ends.
+func startTap(t *testing.T, brokerURL string) *tap {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(context.WithoutCancel(t.Context()), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &tap{url: "tcp://" + l.Addr().String(), broker: strings.TrimPrefix(brokerURL, "tcp://")}
+	p.running.Go(func() {
+		for {
+			service, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.running.Go(func() { p.serve(service) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		p.running.Wait()
+	})
+	return p
+}
+
+func (p *tap) serve(service net.Conn) {
+	defer func() { _ = service.Close() }()
+	broker, err := new(net.Dialer).Dial("tcp", p.broker)
+	if err != nil {
+		return
+	}
+	defer func() { _ = broker.Close() }()
+	p.running.Go(func() {
+		_, _ = io.Copy(service, broker)
+		_ = service.Close()
+	})
+	for {
+		packet, err := packets.ReadPacket(service)
+		if err != nil {
+			return
+		}
+		switch packet := packet.(type) {
+		case *packets.ConnectPacket:
+			p.connects.Add(1)
+			packet.Keepalive = 0
+		case *packets.PingreqPacket:
+			p.pings.Add(1)
+		}
+		if packet.Write(broker) != nil {
+			return
 		}
 	}
 }

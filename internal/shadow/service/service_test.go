@@ -225,12 +225,14 @@ func TestStoreAway(t *testing.T) {
 		}
 		return nil
 	}
-	start(t, broker.URL(), store, Options{RetryTime: 500 * time.Millisecond})
+	s := start(t, broker.URL(), store, Options{RetryTime: patience})
 	c := connect(t, broker.URL(), "devices", 1)
 	if got := parse(t, c.ask("d", `{"type":"update","state":{"reported":{"a":1}}}`)); got.Result != 0 || got.Payload.Version != 1 {
 		t.Errorf("result %d, version %d after a short fault, want 0 and 1", got.Result, got.Payload.Version)
 	}
+	s.stop()
 	faults.Store(1e6)
+	start(t, broker.URL(), store, Options{RetryTime: 500 * time.Millisecond})
 	for _, message := range []string{`{"type":"update","state":{"reported":{"a":2}},"clientToken":7}`, `{"type":"get","clientToken":7}`} {
 		c.send("d", message)
 		c.ask("other", `{"type":"get"}`) // not held up
@@ -301,9 +303,10 @@ func TestBackPressure(t *testing.T) {
 		names = append(names, fmt.Sprint("d", i))
 	}
 	store := &slow{Store: memory(t, names...), gate: make(chan struct{})}
-	opts := Options{QueueLength: 5, Workers: 4, RetryTime: time.Minute}
+	opts := Options{QueueLength: 5, Workers: 4, RetryTime: 5 * patience}
 	opts.MQTT.KeepAlive = time.Second
-	s := start(t, broker.URL(), store, opts)
+	tap := startTap(t, broker.URL())
+	s := start(t, tap.url, store, opts)
 	c := connect(t, broker.URL(), "devices", 0) // what a lost connection loses is gone
 	for i := range each {
 		for _, name := range names {
@@ -312,20 +315,10 @@ func TestBackPressure(t *testing.T) {
 	}
 	eventually(t, "all workers are held up", func() bool { return store.waiting.Load() == 4 })
 	eventually(t, "the queue is full", func() bool { return s.queue.held() == 5 })
-	// At first one message in a little more than KeepAlive, so that PINGREQs are sent,
-	// whose answers stand behind all the messages that are not read.
-	tick := time.NewTicker(1200 * time.Millisecond)
-	defer tick.Stop()
-	for n := range devices * each {
-		if n < 4 {
-			<-tick.C
-		}
-		select {
-		case store.gate <- struct{}{}:
-		case <-time.After(patience):
-			t.Fatal("nobody wants to write any more")
-		}
-	}
+	// The answer to a PINGREQ stands behind all the messages that are not read.
+	eventually(t, "a PINGREQ is sent", func() bool { return tap.pings.Load() > 0 })
+	<-time.After(4 * opts.MQTT.KeepAlive)
+	close(store.gate)
 	for _, name := range names {
 		for i := range each {
 			got := parse(t, c.answer(name))
@@ -333,6 +326,9 @@ func TestBackPressure(t *testing.T) {
 				t.Fatalf("device %s: answer %d has version %d and token %s", name, i, got.Payload.Version, got.ClientToken)
 			}
 		}
+	}
+	if n := tap.connects.Load(); n != 1 {
+		t.Errorf("%d connections were made, want 1", n)
 	}
 }
 
