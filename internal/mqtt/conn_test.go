@@ -138,7 +138,7 @@ func TestConnClose(t *testing.T) {
 		began := time.Now()
 		_ = c.Close()
 		<-filled
-		if took := time.Since(began); took > 5*time.Second {
+		if took := time.Since(began); took > time.Minute {
 			t.Errorf("Close took %v", took)
 		}
 	})

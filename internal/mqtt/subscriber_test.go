@@ -77,13 +77,13 @@ func contents(messages []*Inbound) string {
 func sender(t *testing.T, url string) func(topic, payload string) {
 	t.Helper()
 	c := paho.NewClient(paho.NewClientOptions().AddBroker(url).SetClientID("sender"))
-	if token := c.Connect(); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
+	if token := c.Connect(); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 		t.Fatalf("connecting: %v", token.Error())
 	}
 	t.Cleanup(func() { c.Disconnect(100) })
 	return func(topic, payload string) {
 		t.Helper()
-		if token := c.Publish(topic, 1, false, payload); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
+		if token := c.Publish(topic, 1, false, payload); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 			t.Fatalf("publishing to %s: %v", topic, token.Error())
 		}
 	}

@@ -164,7 +164,7 @@ func run(t testing.TB, p *Pool) (stop func()) {
 
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for !condition() {
 		select {
 		case <-deadline:
@@ -198,7 +198,7 @@ func subscribe(t testing.TB, url string) *subscriber {
 	t.Cleanup(func() { c.Disconnect(100) })
 	select {
 	case <-subscribed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the subscriber did not get a connection")
 	}
 	return s

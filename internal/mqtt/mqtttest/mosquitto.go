@@ -16,7 +16,7 @@ import (
 )
 
 // startTimeout bounds the wait for mosquitto to listen.
-const startTimeout = 10 * time.Second
+const startTimeout = time.Minute
 
 // Mosquitto is a running mosquitto of the test's own, on a free port of 127.0.0.1, which keeps nothing when it is killed
 // unless it is told to.
