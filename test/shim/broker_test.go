@@ -60,7 +60,7 @@ func TestBrokerAway(t *testing.T) {
 		if got := c.v2(t, "POST", call.params); got["code"] != 6000.0 || got["message"] != call.message {
 			t.Errorf("%s is answered %v", call.params["Action"], got)
 		}
-		if took := time.Since(started); took > 10*timeout {
+		if took := time.Since(started); took > time.Minute {
 			t.Errorf("%s took %s with a time-out of %s", call.params["Action"], took, timeout)
 		}
 	}

@@ -63,7 +63,7 @@ func TestUnreachable(t *testing.T) {
 				if got["message"] != internalText || got["code"] != 6000.0 {
 					t.Errorf("%s is answered %v", params["Action"], got)
 				}
-				if took := time.Since(started); took > 10*timeout {
+				if took := time.Since(started); took > time.Minute {
 					t.Errorf("%s took %s with a time-out of %s", params["Action"], took, timeout)
 				}
 			}

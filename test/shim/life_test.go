@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -136,60 +137,83 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// A task is cancelled or started, whichever comes first, and never both: CancelTask
-// hits the very moment at which tasks start.
+// A task is cancelled or started, whichever comes first, and never both. Some calls of
+// CancelTask come long before the task starts, some after it has, and most hit the very
+// moment.
 func TestCancelRace(t *testing.T) {
 	s := system.Run(t)
 	f := startFront(t, s, settings{})
 	c := f.newCaller(t)
-	const tasks, rounds = 20, 3
+	const tasks, early, late, rounds = 20, 3, 3, 3
 	f.raiseLimit(t, c, tasks)
-	var cancelled, started int
+	var creating sync.Mutex // one after the other, so that none takes long
+	create := func(ahead time.Duration) (id string, at time.Time) {
+		creating.Lock()
+		defer creating.Unlock()
+		at = time.Now().Add(ahead).Truncate(time.Second)
+		return c.mustCreate(t, map[string]string{"scheduleTimeInSeconds": fmt.Sprint(at.Unix())}), at
+	}
+	var cancelled, started atomic.Int64
 	for range rounds {
-		at := time.Now().Add(9 * time.Second).Truncate(time.Second) // time for the creates on a busy machine
-		ids := make([]string, tasks)
-		for i := range ids {
-			ids[i] = c.mustCreate(t, map[string]string{"scheduleTimeInSeconds": fmt.Sprint(at.Unix())})
-		}
-		answers := make([]map[string]any, tasks)
 		var calls sync.WaitGroup
-		for i, id := range ids {
+		for i := range tasks {
 			calls.Go(func() {
-				// From a little before the task starts to a little after.
-				time.Sleep(time.Until(at.Add(time.Duration(i-tasks/4) * 8 * time.Millisecond)))
-				answers[i] = c.v2(t, "POST", map[string]string{"Action": "CancelTask", "id": id})
+				ahead := 4 * time.Second
+				if i < early {
+					ahead = time.Hour
+				}
+				id, at := create(ahead)
+				switch {
+				case i < early:
+				case i < tasks-late: // from a little before it starts to a little after
+					time.Sleep(time.Until(at.Add(time.Duration(i-early-2) * 8 * time.Millisecond)))
+				default:
+					system.WaitFor(t, "the task to start", func() (bool, any) {
+						object := c.object(t, id)
+						return object.Status.Phase == v1alpha1.TaskPhaseProcessing, object.Status
+					})
+				}
+				won := f.cancelOrStarted(t, c, id)
+				if i < early && !won || i >= tasks-late && won {
+					t.Errorf("task %d of %d: cancelled %t", i, tasks, won)
+				}
+				if won {
+					cancelled.Add(1)
+				} else {
+					started.Add(1)
+				}
 			})
 		}
 		calls.Wait()
-		for i, id := range ids {
-			object := c.object(t, id)
-			name := client.ObjectKeyFromObject(object)
-			if answers[i]["code"] == 0.0 {
-				cancelled++
-				system.WaitFor(t, "the task to be Cancelled", func() (bool, any) {
-					object = c.object(t, id)
-					return object.Status.Phase == v1alpha1.TaskPhaseCancelled, object.Status
-				})
-				if runs := f.Executor.Runs(object.UID); len(runs) > 0 || object.Status.StartTime != nil {
-					t.Errorf("task %s was cancelled, and started: %v, %v", id, runs, object.Status.StartTime)
-				}
-				continue
-			}
-			if !strings.HasPrefix(answers[i]["message"].(string), "（10003）任务已经开始") {
-				t.Errorf("CancelTask is answered %v", answers[i])
-			}
-			started++
-			system.WaitFor(t, "the task to run, and to be Done", func() (bool, any) {
-				f.Executor.Set(name, executor.Progress{Matched: 1, Succeeded: 1, Outcome: executor.OutcomeServed})
-				object = c.object(t, id)
-				return object.Status.Phase == v1alpha1.TaskPhaseDone, object.Status
-			})
+	}
+	t.Logf("%d were cancelled, %d had started", cancelled.Load(), started.Load())
+}
+
+// cancelOrStarted cancels a task and waits for its end: it was cancelled and never
+// started, or had started and is Done.
+func (f *front) cancelOrStarted(t *testing.T, c *caller, id string) (cancelled bool) {
+	t.Helper()
+	answer := c.v2(t, "POST", map[string]string{"Action": "CancelTask", "id": id})
+	object := c.object(t, id)
+	if answer["code"] == 0.0 {
+		system.WaitFor(t, "the task to be Cancelled", func() (bool, any) {
+			object = c.object(t, id)
+			return object.Status.Phase == v1alpha1.TaskPhaseCancelled, object.Status
+		})
+		if runs := f.Executor.Runs(object.UID); len(runs) > 0 || object.Status.StartTime != nil {
+			t.Errorf("task %s was cancelled, and started: %v, %v", id, runs, object.Status.StartTime)
 		}
+		return true
 	}
-	t.Logf("%d were cancelled, %d had started", cancelled, started)
-	if cancelled == 0 || started == 0 {
-		t.Errorf("%d were cancelled and %d had started: the calls did not hit the moment", cancelled, started)
+	if message, _ := answer["message"].(string); !strings.HasPrefix(message, "（10003）任务已经开始") {
+		t.Errorf("CancelTask is answered %v", answer)
 	}
+	system.WaitFor(t, "the task to run, and to be Done", func() (bool, any) {
+		f.Executor.Set(client.ObjectKeyFromObject(object), executor.Progress{Matched: 1, Succeeded: 1, Outcome: executor.OutcomeServed})
+		object = c.object(t, id)
+		return object.Status.Phase == v1alpha1.TaskPhaseDone, object.Status
+	})
+	return false
 }
 
 // raiseLimit lets an account have more active tasks.
