@@ -45,7 +45,7 @@ func newSite(t *testing.T, names ...string) *site {
 	for _, name := range names {
 		s.store.Create(t, product, fleettest.Device{Name: name})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	s.ctx, s.publish = ctx, publisher(t, s.url)
 	return s

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestFleet(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	names := []string{"front-door", "back-door", "window"}
 	fleet, err := simulator.Start(ctx, simulator.Options{
@@ -75,7 +75,7 @@ func TestFleet(t *testing.T) {
 // A device whose connection breaks must not be deaf afterwards.
 func TestReconnect(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	fleet, err := simulator.Start(ctx, simulator.Options{BrokerURL: broker.URL(), ProductID: "P", Names: []string{"d"}})
 	if err != nil {
@@ -116,13 +116,13 @@ func TestStartFails(t *testing.T) {
 func publisher(t *testing.T, url string) func(topic, payload string) {
 	t.Helper()
 	client := paho.NewClient(paho.NewClientOptions().AddBroker(url).SetClientID("publisher"))
-	if token := client.Connect(); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
+	if token := client.Connect(); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 		t.Fatalf("connecting: %v", token.Error())
 	}
 	t.Cleanup(func() { client.Disconnect(100) })
 	return func(topic, payload string) {
 		t.Helper()
-		if token := client.Publish(topic, 1, false, payload); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
+		if token := client.Publish(topic, 1, false, payload); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 			t.Fatalf("publishing to %s: %v", topic, token.Error())
 		}
 	}

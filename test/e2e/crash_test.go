@@ -34,7 +34,7 @@ func TestManagerKilled(t *testing.T) {
 
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: crashDevices, Succeeded: crashDevices})
 	wantEvidence(t, tap, crashDevices, crashWindow*len(moments))
-	eventually(t, 30*time.Second, "every device to receive its message", func() (bool, string) {
+	eventually(t, time.Minute, "every device to receive its message", func() (bool, string) {
 		messages, devices := box.counts()
 		return devices == crashDevices, fmt.Sprintf("%d messages for %d devices", messages, devices)
 	})

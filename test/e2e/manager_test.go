@@ -110,7 +110,7 @@ func (m *process) stop(t *testing.T) {
 	}
 	select {
 	case <-m.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the process does not end after SIGTERM")
 	}
 }

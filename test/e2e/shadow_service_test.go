@@ -134,7 +134,7 @@ func speak(t *testing.T, brokerURL, product string, names []string) *speakers {
 			d.answers[m.Topic()] <- string(m.Payload())
 		})
 	}} {
-		if token := step(); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
+		if token := step(); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 			t.Fatalf("connecting the devices: %v", token.Error())
 		}
 	}
@@ -146,7 +146,7 @@ func speak(t *testing.T, brokerURL, product string, names []string) *speakers {
 func (d *speakers) report(name string, i int) {
 	message := fmt.Sprintf(`{"type":"update","state":{"reported":{"i":%d,"f%d":%d}},"clientToken":"%d"}`, i, i, i, i)
 	for range 20 {
-		if token := d.client.Publish("$shadow/operation/"+d.product+"/"+name, 1, false, message); !token.WaitTimeout(10*time.Second) || token.Error() != nil {
+		if token := d.client.Publish("$shadow/operation/"+d.product+"/"+name, 1, false, message); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 			d.t.Errorf("publishing for %s: %v", name, token.Error())
 			return
 		}

@@ -111,7 +111,7 @@ func (s *site) wantClosed(what string, i int) {
 	s.t.Helper()
 	select {
 	case <-s.opened[i].closed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		s.t.Errorf("%s is not closed", what)
 	}
 }

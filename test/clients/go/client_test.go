@@ -122,7 +122,7 @@ func cancel(id string) *iotcloud.CancelTaskRequest {
 // create creates a task that should be accepted, and returns its ID.
 func create(t *testing.T, c *iotcloud.Client, r *iotcloud.CreateTaskRequest) string {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		answer, err := c.CreateTask(r)
 		if err == nil {
