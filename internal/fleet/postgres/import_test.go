@@ -251,8 +251,7 @@ func TestImportOneAhead(t *testing.T) {
 		ended <- importResult{sum, err}
 	}()
 	const ahead = 2*importChunk + 1
-	never := make(chan struct{})
-	waitFor(t, &taken, ahead, never)
+	waitFor(t, &taken, ahead)
 	h.waitForWaiting(t, ended)
 	if taken.Load() != ahead {
 		t.Errorf("%d devices were taken while the first chunk is written, want %d", taken.Load(), ahead)
