@@ -25,6 +25,9 @@ const (
 	// messages up.
 	leastPage, largestPage = 64, 4096
 	pagePace               = 50 * time.Millisecond
+	// pageBytes is how large the deltas of a page may be together, about: two pages are
+	// held.
+	pageBytes = 4 << 20
 )
 
 // page is a number of devices that follow each other.
@@ -64,7 +67,7 @@ func (r *run) readAhead(after string) {
 			if p.updates, took, ok = r.updatePage(p.names); !ok {
 				return
 			}
-			size = nextSize(size, len(p.names), took)
+			size = nextSize(size, p, took)
 		}
 		select {
 		case r.pages <- p:
@@ -100,12 +103,19 @@ func (r *run) update(now time.Time) fleet.DesiredUpdate {
 	return fleet.DesiredUpdate{TaskUID: string(r.task.UID), Patch: r.task.Desired, Now: now}
 }
 
-// nextSize is how large a page shall be after one of n devices that took so long, where
-// size was asked for.
-func nextSize(size, n int, took time.Duration) int {
+// nextSize is how large a page shall be after p, where size was asked for, whose update
+// took so long.
+func nextSize(size int, p page, took time.Duration) int {
+	bytes := 0
+	for _, u := range p.updates {
+		bytes += len(u.Delta)
+	}
 	fits := largestPage
 	if took > 0 {
-		fits = int(int64(n) * int64(pagePace) / int64(took))
+		fits = min(fits, int(int64(len(p.names))*int64(pagePace)/int64(took)))
 	}
-	return min(max(fits, size/2, leastPage), 2*size, largestPage)
+	if bytes > 0 {
+		fits = min(fits, len(p.names)*pageBytes/bytes)
+	}
+	return min(max(fits, size/2, leastPage), 2*size)
 }

@@ -1,10 +1,12 @@
 package executor
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
 )
 
 // While nobody acknowledges, no more messages are sent than the resend limit, and the
@@ -78,18 +80,23 @@ func TestDeadlineOfWhatIsReadAhead(t *testing.T) {
 	})
 }
 
-// Pages are as large as the store takes a twentieth of a second for, within bounds.
+// Pages are as large as the store takes a twentieth of a second for and four megabytes of
+// deltas have room, within bounds.
 func TestPagesFollowTheStore(t *testing.T) {
 	for name, c := range map[string]struct {
 		takes time.Duration // over each device
+		delta int           // bytes of each
 		want  int           // the size of pages in the end
 	}{
-		"fast":       {time.Microsecond, largestPage},
-		"in between": {100 * time.Microsecond, 500},
-		"slow":       {10 * time.Millisecond, leastPage},
+		"fast":         {time.Microsecond, 100, largestPage},
+		"in between":   {100 * time.Microsecond, 100, 500},
+		"slow":         {10 * time.Millisecond, 100, leastPage},
+		"large deltas": {time.Microsecond, 16 << 10, 256},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 10_000, 64, func(t *testing.T, r *rig) {
+				delta := bytes.Repeat([]byte(" "), c.delta)
+				r.fleet.apply = func(string) fleet.DesiredResult { return fleet.DesiredResult{Delta: delta} }
 				r.fleet.applyTakes = c.takes
 				task := shadowTask("a")
 				r.Ensure(task)
