@@ -27,12 +27,15 @@ import (
 )
 
 const (
-	churnDevices = 6000
+	churnDevices = 13_000
 	churnWindow  = 100
+	// churnAhead is more than the manager has read of the names after the last device
+	// that it has sent a message: the rest of a page, and another one, of 4,096 at most.
+	churnAhead = 8500
 )
 
 // churnMoments are how many acknowledgements the manager has got when it is held up
-// and devices change: a fifth of a page of 512 names after it has read one.
+// and devices change.
 var churnMoments = []int{600, 2136, 3672}
 
 // How often a device is to be served.
@@ -103,13 +106,16 @@ type churn struct {
 	sql   *pgx.Conn
 	fates map[string]fate // of the devices that change; all others are served once
 	fresh map[string]bool // those added again after they were served
+	// unsure are those added again that had been read: their shadows may have been
+	// raised before, or after.
+	unsure map[string]bool
 }
 
 func newChurn(t *testing.T, database string) *churn {
 	t.Helper()
 	c := &churn{
 		dbSite: newDBSite(t, database, churnDevices), sql: pgtest.Connect(t, database),
-		fates: map[string]fate{}, fresh: map[string]bool{},
+		fates: map[string]fate{}, fresh: map[string]bool{}, unsure: map[string]bool{},
 	}
 	all := place{0, churnDevices}
 	c.exec(`UPDATE batchtask_device SET disabled = true`+these, all.devices(enabled))
@@ -166,7 +172,7 @@ const these = ` WHERE namespace = $1 AND product_id = $2 AND device_name = ANY($
 // line, and the store.
 //
 // The manager may yet send messages to a window of devices after the one reached, has
-// the results of all that are a window before it, and has read no more than a page of
+// the results of all that are a window before it, and has read no more than two pages of
 // names beyond that. One in ten of the numbers is of a disabled device.
 func (c *churn) changeAll(reached int) {
 	c.t.Helper()
@@ -177,7 +183,7 @@ func (c *churn) changeAll(reached int) {
 	}{
 		{place{reached - 300, reached - 200}, map[change]fate{removed: once, disabled: once, again: once, enabled: never, added: never}},
 		{place{reached + 200, reached + 300}, map[change]fate{removed: atMostOnce, disabled: atMostOnce, again: once, enabled: atMostOnce, added: atMostOnce}},
-		{place{reached + 900, reached + 1000}, map[change]fate{removed: never, disabled: never, again: once, enabled: once, added: once}},
+		{place{reached + churnAhead, reached + churnAhead + 100}, map[change]fate{removed: never, disabled: never, again: once, enabled: once, added: once}},
 	} {
 		c.exec(`DELETE FROM batchtask_device`+these, slices.Concat(part.devices(removed), part.devices(again)))
 		c.exec(`UPDATE batchtask_device SET disabled = true`+these, part.devices(disabled))
@@ -189,6 +195,7 @@ func (c *churn) changeAll(reached int) {
 			for _, name := range part.devices(what) {
 				c.fates[name] = fate
 				c.fresh[name] = what == again && part.to < reached
+				c.unsure[name] = what == again && part.to > reached && part.to < reached+churnAhead
 			}
 		}
 	}
@@ -266,7 +273,7 @@ func (c *churn) wantRaised(served map[string]int) {
 		if c.fresh[d.Name] {
 			want = 0
 		}
-		if d.Shadow.Version != want {
+		if d.Shadow.Version != want && !(c.unsure[d.Name] && d.Shadow.Version == 0) {
 			c.t.Errorf("device %s has version %d, want %d", d.Name, d.Shadow.Version, want)
 		}
 	}
