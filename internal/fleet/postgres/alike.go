@@ -2,9 +2,8 @@ package postgres
 
 import (
 	"context"
-	"crypto/md5" //nolint:gosec // compares lists of names
+	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -20,7 +19,7 @@ import (
 // meanwhile is no danger, and the range cannot turn out to be longer than the list.
 const applyAlikeSQL = `UPDATE batchtask_device AS d SET version = d.version + 1, changed_ms = $4, acknowledged = $5,
 		desired = $6, metadata = $7, applied_tasks = ` + appliedTasks + `
-	WHERE (SELECT md5(string_agg(device_name, ',')) FROM (SELECT r.device_name FROM batchtask_device r
+	WHERE (SELECT sha256(convert_to(string_agg(device_name, ','), 'UTF8')) FROM (SELECT r.device_name FROM batchtask_device r
 			WHERE r.namespace = $1 AND r.product_id = $2 AND r.device_name >= $8 AND r.device_name <= $9 AND NOT r.disabled
 			ORDER BY r.device_name LIMIT $10) AS n) = $11
 		AND d.namespace = $1 AND d.product_id = $2 AND d.device_name >= $8 AND d.device_name <= $9 AND NOT d.disabled
@@ -57,9 +56,9 @@ func (a *application) applyAlike(ctx context.Context, devices []*device) (rest [
 	for i, d := range devices {
 		names[i] = d.name
 	}
-	digest := md5.Sum([]byte(strings.Join(names, ","))) //nolint:gosec // compares lists of names
+	digest := sha256.Sum256([]byte(strings.Join(names, ",")))
 	rows, err := a.store.pool.Query(ctx, applyAlikeSQL, a.product.Namespace, a.product.ProductID, a.update.TaskUID, a.update.Now.UnixMilli(),
-		out.acknowledged, out.desired, out.metadata, names[0], names[len(names)-1], len(names)+1, hex.EncodeToString(digest[:]),
+		out.acknowledged, out.desired, out.metadata, names[0], names[len(names)-1], len(names)+1, digest[:],
 		in.reported, in.desired, in.metadata, in.tasks, in.acknowledged)
 	if err != nil {
 		return nil, err

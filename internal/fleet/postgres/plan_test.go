@@ -26,7 +26,7 @@ func TestPlans(t *testing.T) {
 		applyRangeSQL: {p.Namespace, p.ProductID, "uid", "", "", "", "a", "z", 10},
 		applyReadSQL:  {p.Namespace, p.ProductID, "uid", "", "", "", []string{"a"}},
 		applyLockSQL:  {p.Namespace, p.ProductID, "uid", "", "", "", []string{"a"}},
-		applyAlikeSQL: {p.Namespace, p.ProductID, "uid", 1, 0, "", "", "a", "z", 10, "", "", "", "", 0, 0},
+		applyAlikeSQL: {p.Namespace, p.ProductID, "uid", 1, 0, "", "", "a", "z", 10, []byte{}, "", "", "", 0, 0},
 		applyAllSQL:   append(slices.Clone(written), "", ""),
 		applyEachSQL:  append(slices.Clone(written), []string{""}, []string{""}),
 
