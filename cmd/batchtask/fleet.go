@@ -168,22 +168,31 @@ func fleetCommand() *cobra.Command {
 	return cmd
 }
 
+// openProduct opens the cluster and reads the Product of this name.
+func (o *clusterOptions) openProduct(ctx context.Context, name string) (*cluster, *v1alpha1.Product, error) {
+	c, err := o.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	p := &v1alpha1.Product{}
+	if err := c.get(ctx, kindProduct, name, p); err != nil {
+		return nil, nil, err
+	}
+	return c, p, nil
+}
+
 // withFleet runs a command that reads the fleet of a product.
 func withFleet(cmd *cobra.Command, opts *clusterOptions, name string, run func(context.Context, *v1alpha1.Product, transfer.Fleet) error) error {
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	c, err := opts.open()
+	c, p, err := opts.openProduct(ctx, name)
 	if err != nil {
 		return err
 	}
-	var p v1alpha1.Product
-	if err := c.get(ctx, kindProduct, name, &p); err != nil {
-		return err
-	}
-	devices, end, err := c.fleetOf(ctx, &p, false)
+	devices, end, err := c.fleetOf(ctx, p, false)
 	if err != nil {
 		return err
 	}
 	defer end()
-	return run(ctx, &p, devices)
+	return run(ctx, p, devices)
 }

@@ -72,19 +72,15 @@ func runImport(ctx context.Context, cmd *cobra.Command, opts *clusterOptions, o 
 		return err
 	}
 	defer func() { _ = in.Close() }()
-	c, err := opts.open()
+	c, p, err := opts.openProduct(ctx, name)
 	if err != nil {
-		return err
-	}
-	var p v1alpha1.Product
-	if err := c.get(ctx, kindProduct, name, &p); err != nil {
 		return err
 	}
 	report := newProgress(cmd.ErrOrStderr(), clock.RealClock{}, size)
 	if ready := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); ready != nil && ready.Status == metav1.ConditionFalse {
 		report.line(fmt.Sprintf("note: Product %q is not ready: %s", name, ready.Message))
 	}
-	into, end, err := c.fleetOf(ctx, &p, !o.dryRun)
+	into, end, err := c.fleetOf(ctx, p, !o.dryRun)
 	schema, isSchema := errors.AsType[*postgres.SchemaError](err)
 	switch {
 	case o.dryRun && isSchema && schema.Have == 0: // an import would make the tables

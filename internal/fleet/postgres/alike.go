@@ -90,14 +90,13 @@ type tally struct {
 func (t *tally) add(in input, asExpected bool) {
 	t.all++
 	t.last = in
-	switch {
-	case !asExpected:
+	if !asExpected {
 		t.other = in
-	case in.tasks == t.expected.tasks && in.acknowledged == t.expected.acknowledged:
+		return
+	}
+	t.asExpected++
+	if in.tasks == t.expected.tasks && in.acknowledged == t.expected.acknowledged {
 		t.alike++
-		t.asExpected++
-	default:
-		t.asExpected++
 	}
 }
 
