@@ -39,7 +39,7 @@ const (
 //  1. the connection is fresh and the broker has answered a round trip on it just before,
 //  2. then this message was sent, alone, and the broker closed the connection before its PUBACK,
 //  3. the very next try to connect succeeded, a round trip included, and
-//  4. meanwhile the broker dropped none of the shared connections.
+//  4. a shared connection was up when the message was first sent like this, and the broker has dropped none since.
 //
 // After three strikes without anything else in between the message is rejected. A try to connect that fails, or a
 // drop of a shared connection, takes all strikes back. So a broker would have to go down and come back three times,
@@ -80,9 +80,11 @@ type trial struct {
 	strikes int
 	// pending: the last drop is a strike if the next connection is well.
 	pending bool
-	// drops is Pool.sharedDrops as it was when the accused was sent.
-	drops  uint64
-	detail error
+	// drops is Pool.sharedDrops as it was when the accused was first sent.
+	drops uint64
+	// unwitnessed: no shared connection was up then, so none shows whether the broker drops others too.
+	unwitnessed bool
+	detail      error
 }
 
 // accuse moves what a dropped connection had in flight to the lanes of the sources.
@@ -263,7 +265,7 @@ func (l *lane) judge() {
 	accused, detail := l.trial.accused, l.trial.detail
 	p.mu.Lock()
 	found := slices.Index(l.queue, accused) // it may have been swept up, not being live any more
-	if found < 0 || p.sharedDisturbed(l.trial.drops) {
+	if found < 0 || l.trial.unwitnessed || p.sharedDisturbed(l.trial.drops) {
 		p.mu.Unlock()
 		l.trial = trial{}
 		return
@@ -343,10 +345,7 @@ func (l *lane) send(ctx context.Context, batch []*item) {
 	alone := l.fresh && len(batch) == 1
 	l.fresh = false
 	if alone {
-		if l.trial.accused != batch[0] {
-			l.trial = trial{accused: batch[0]}
-		}
-		l.trial.drops = p.sharedDrops.Load() // before it is sent
+		l.try(batch[0])
 	} else {
 		l.trial = trial{}
 	}
@@ -380,7 +379,27 @@ func (l *lane) send(ctx context.Context, batch []*item) {
 	if alone && back == 1 {
 		l.trial.pending, l.trial.detail = true, cause
 	}
-	p.sleep(ctx, lanePause)
+	pause := lanePause
+	if l.trial.unwitnessed {
+		pause = reconnectMin // there is nothing to be found out before a shared connection is up
+	}
+	p.sleep(ctx, pause)
+}
+
+// try begins the trial of a message, or goes on with it. It comes before the message is sent.
+func (l *lane) try(accused *item) {
+	if l.trial.accused == accused {
+		return
+	}
+	p := l.pool
+	l.trial = trial{accused: accused, drops: p.sharedDrops.Load(), unwitnessed: true}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.shared {
+		if !s.conn.isDead() {
+			l.trial.unwitnessed = false
+		}
+	}
 }
 
 // acked is called from wait, so by the lane's goroutine.
