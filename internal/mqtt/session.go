@@ -261,7 +261,12 @@ func (s *session) sweep(o owner) {
 			return true
 		}
 		if e.no < s.ackedNo && e.token != nil {
-			late = append(late, e.item)
+			// Its PUBACK may have come after the look above, just before that of a later one.
+			if ok, _ := state(e.token); ok {
+				s.pass(e, now)
+			} else {
+				late = append(late, e.item)
+			}
 			return false
 		}
 		// Nothing that was sent after it has been acknowledged. A broker that is behind gets on with what is before
