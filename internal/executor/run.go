@@ -77,6 +77,9 @@ func newRun(e *Executor, task Task) *run {
 // loop is the run from beginning to end.
 func (r *run) loop() {
 	defer r.stopFeed()
+	if !r.exec.opts.Clock.Now().Before(r.task.Deadline) {
+		r.expire() // pulse would do it too, but perhaps after the first messages
+	}
 	var beside sync.WaitGroup
 	fed := make(chan struct{})
 	beside.Go(r.pulse)
