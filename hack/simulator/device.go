@@ -122,8 +122,8 @@ func (d *device) receive(_ paho.Client, message paho.Message) {
 	d.mu.Lock()
 	d.last = keepLast(d.last, Message{Topic: message.Topic(), Payload: string(message.Payload())}, d.keep)
 	d.count++
+	d.fleet.total.Add(1) // under the lock: whoever sees the one sees the other
 	d.mu.Unlock()
-	d.fleet.total.Add(1)
 }
 
 // publish sends what may be lost: the answer tells.
