@@ -15,7 +15,6 @@
 package shadow
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -110,28 +109,15 @@ func Parse(s Stored) (*Document, error) {
 func (d *Document) Stored() Stored {
 	s := Stored{Version: d.Version, Timestamp: d.Timestamp}
 	if len(d.Reported) > 0 {
-		s.Reported = string(encode(d.Reported))
+		s.Reported = encodeObject(d.Reported)
 	}
 	if len(d.Desired) > 0 {
-		s.Desired = string(encode(d.Desired))
+		s.Desired = encodeObject(d.Desired)
 	}
 	if len(d.Metadata.Reported) > 0 || len(d.Metadata.Desired) > 0 {
-		s.Metadata = string(encode(d.Metadata))
+		s.Metadata = encodeMetadata(d.Metadata)
 	}
 	return s
-}
-
-// encode writes v as JSON without white space, with sorted keys and without the
-// escapes for HTML, which would make a document larger than what was written.
-func encode(v any) []byte {
-	var buffer bytes.Buffer
-	encoder := json.NewEncoder(&buffer)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
-		// A document holds only what the parser made, and all of that has a JSON form.
-		panic(fmt.Sprintf("shadow: document that is no JSON: %v", err))
-	}
-	return bytes.TrimSuffix(buffer.Bytes(), []byte("\n"))
 }
 
 // leaf is the metadata of one leaf that was changed at the given time.
@@ -199,7 +185,7 @@ func (d *Document) part(name string) part {
 // merged returns the part with patch merged into it, and whether a value is
 // another one; an error if that is over the limits.
 func (p part) merged(patch Object, now int64) (after part, changed bool, err error) {
-	state, meta, changed := merge(p.state, p.meta, patch, now)
+	state, meta, changed := merge(p.state, p.meta, patch, leaf(now))
 	if err := checkLimits(state); err != nil {
 		return part{}, false, fmt.Errorf("merging the %s state: %w", p.name, err)
 	}
@@ -207,8 +193,9 @@ func (p part) merged(patch Object, now int64) (after part, changed bool, err err
 }
 
 // merge returns state and meta with patch merged into them, and whether a value
-// is another one. It changes none of its arguments.
-func merge(state, meta, patch Object, now int64) (newState, newMeta Object, changed bool) {
+// is another one; now is the metadata of a leaf that changes. It changes none of its
+// arguments.
+func merge(state, meta, patch, now Object) (newState, newMeta Object, changed bool) {
 	newState, newMeta = clone(state, len(patch)), clone(meta, len(patch))
 	for key, want := range patch {
 		have, exists := state[key]
@@ -231,7 +218,7 @@ func merge(state, meta, patch Object, now int64) (newState, newMeta Object, chan
 				continue
 			}
 			if len(merged) == 0 {
-				mergedMeta = leaf(now)
+				mergedMeta = now
 			}
 			newMeta[key] = mergedMeta
 			changed = true
@@ -240,7 +227,7 @@ func merge(state, meta, patch Object, now int64) (newState, newMeta Object, chan
 				continue
 			}
 			newState[key] = want
-			newMeta[key] = leaf(now)
+			newMeta[key] = now
 			changed = true
 		}
 	}
@@ -260,7 +247,7 @@ func checkLimits(state Object) error {
 	if path := tooDeep(state, MaxDepth, nil); path != nil {
 		return &DocumentError{Kind: ErrTooDeep, Path: pathString(path)}
 	}
-	if size := len(encode(state)); size > MaxBytes {
+	if size := encodedSize(state); size > MaxBytes {
 		return &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it would have %d bytes", size)}
 	}
 	return nil

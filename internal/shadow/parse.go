@@ -95,7 +95,7 @@ func parseDesired(text string) (object Object, stored string, err error) {
 	}
 	// The stored form escapes U+2028 and U+2029 and so can be longer than the text.
 	// A patch that fits no shadow is better refused here than by every device.
-	stored = string(encode(object))
+	stored = encodeObject(object)
 	if size := len(stored); size > MaxBytes {
 		return nil, "", &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("it would be stored with %d bytes", size)}
 	}

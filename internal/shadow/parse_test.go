@@ -105,6 +105,9 @@ func FuzzCanonical(f *testing.F) {
 			if want := (&Document{Desired: object}).Stored().Desired; got != want {
 				t.Fatalf("the part is\n%s, want\n%s", got, want)
 			}
+			if want := string(encode(object)); len(object) > 0 && got != want {
+				t.Fatalf("the part is\n%s, encoding/json writes\n%s", got, want)
+			}
 		}
 
 		got, err = CanonicalMetadata(text)

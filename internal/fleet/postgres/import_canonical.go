@@ -36,6 +36,9 @@ func (c *canonicals) device(d Device) (Device, error) {
 	if d.Shadow.Acknowledged < 0 || d.Shadow.Acknowledged > len(d.Shadow.AppliedTasks) {
 		return d, errAcknowledged
 	}
+	if d.Canonical {
+		return d, nil
+	}
 	for _, part := range []*string{&d.Shadow.Reported, &d.Shadow.Desired} {
 		if err := c.parts.replace(part); err != nil {
 			return d, err

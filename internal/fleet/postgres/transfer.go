@@ -28,6 +28,9 @@ type Device struct {
 	Disabled bool
 	// Shadow is its shadow; the zero Shadow where none was ever written.
 	Shadow fleet.Shadow
+	// Canonical says that the documents are as [shadow.Document.Stored] returned them, so
+	// that an import need not read them once more to store them like that.
+	Canonical bool
 }
 
 // Export returns all devices of a product in the order of their names, disabled ones

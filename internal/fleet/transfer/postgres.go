@@ -39,11 +39,11 @@ func (f InPostgres) Preview(ctx context.Context, devices []devicefile.Device) (S
 	return Summary(sum), err
 }
 
-// given returns devices as the store takes them.
+// given returns devices, as they were read from a file, as the store takes them.
 func given(devices []devicefile.Device) iter.Seq2[postgres.Device, error] {
 	return func(yield func(postgres.Device, error) bool) {
 		for _, d := range devices {
-			if !yield(postgres.Device{Name: d.Name, Disabled: d.Disabled, Shadow: fleet.Shadow{Stored: d.Shadow}}, nil) {
+			if !yield(postgres.Device{Name: d.Name, Disabled: d.Disabled, Shadow: fleet.Shadow{Stored: d.Shadow}, Canonical: true}, nil) {
 				return
 			}
 		}

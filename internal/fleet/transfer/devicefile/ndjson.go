@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -25,32 +26,25 @@ func (d *documents) parseJSON(line []byte) (r record, err error) {
 	if !utf8.Valid(line) {
 		return r, errUTF8
 	}
-	// The decoder below is laxer than the grammar.
-	if err := json.Unmarshal(line, new(json.RawMessage)); err != nil {
-		return r, fmt.Errorf("it is no JSON: %w", err)
+	// What is read below is known to follow the grammar.
+	if !json.Valid(line) {
+		return r, fmt.Errorf("it is no JSON: %w", json.Unmarshal(line, new(json.RawMessage)))
 	}
-	decoder := json.NewDecoder(bytes.NewReader(line))
-	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+	if line = bytes.TrimSpace(line); line[0] != '{' {
 		return r, errors.New("it is no JSON object")
 	}
-	var seen []string
-	for decoder.More() {
-		token, err := decoder.Token()
-		if err != nil {
-			return r, err
-		}
-		key, _ := token.(string)
+	seen := make([]string, 0, len(columns))
+	for literal, value := range members(line) {
+		key, err := unquote(literal)
 		switch {
+		case err != nil:
+			return r, err
 		case !slices.Contains(columns, key):
 			return r, fmt.Errorf("the key %q is none of %s", shorten(key), strings.Join(columns, ", "))
 		case slices.Contains(seen, key):
 			return r, fmt.Errorf("the key %q stands there twice", key)
 		}
 		seen = append(seen, key)
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil {
-			return r, err
-		}
 		if err := r.setJSON(key, value); err != nil {
 			return r, err
 		}
@@ -58,14 +52,79 @@ func (d *documents) parseJSON(line []byte) (r record, err error) {
 	return r, nil
 }
 
-func (r *record) setJSON(key string, value json.RawMessage) error {
+// members returns the keys of a JSON object, as the string literals that they are, and their
+// values, in the order in which they stand there. The object must follow the grammar.
+func members(object []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(key, value []byte) bool) {
+		rest := object[1:]
+		next := func() []byte {
+			rest = bytes.TrimLeft(rest, " \t\r\n,:")
+			value := rest[:valueEnd(rest)]
+			rest = rest[len(value):]
+			return value
+		}
+		for {
+			key := next()
+			if len(key) == 0 || !yield(key, next()) {
+				return
+			}
+		}
+	}
+}
+
+// valueEnd returns how long the JSON value is that text begins with; 0 where an object ends
+// in its place.
+func valueEnd(text []byte) int {
+	switch text[0] {
+	case '"':
+		return stringEnd(text)
+	case '{', '[':
+		depth := 0
+		for at := 0; ; at++ {
+			switch text[at] {
+			case '"':
+				at += stringEnd(text[at:]) - 1
+			case '{', '[':
+				depth++
+			case '}', ']':
+				if depth--; depth == 0 {
+					return at + 1
+				}
+			}
+		}
+	default: // a number, true, false or null
+		return bytes.IndexAny(text, " \t\r\n,}")
+	}
+}
+
+// stringEnd returns how long the string literal is that text begins with.
+func stringEnd(text []byte) int {
+	at := 1
+	for ; text[at] != '"'; at++ {
+		if text[at] == '\\' {
+			at++
+		}
+	}
+	return at + 1
+}
+
+// unquote returns the text of a string literal.
+func unquote(literal []byte) (text string, err error) {
+	if bytes.IndexByte(literal, '\\') < 0 {
+		return string(literal[1 : len(literal)-1]), nil
+	}
+	err = json.Unmarshal(literal, &text)
+	return text, err
+}
+
+func (r *record) setJSON(key string, value []byte) (err error) {
 	kind := kinds[key]
 	if !strings.ContainsRune(kind.begins, rune(value[0])) {
 		return fmt.Errorf("%s: it is not %s", key, kind.what)
 	}
 	text := string(value)
 	if key == columnName {
-		if err := json.Unmarshal(value, &text); err != nil {
+		if text, err = unquote(value); err != nil {
 			return err
 		}
 	}
