@@ -40,11 +40,11 @@ func (d *database) close(ctx context.Context) {
 	d.store.Close()
 }
 
-// add imports devices with the shadow that shadowOf has; all must be new.
-func (d *database) add(ctx context.Context, p fleet.Product, names []string, shadow fleet.Shadow) error {
+// add imports devices; all must be new.
+func (d *database) add(ctx context.Context, p fleet.Product, names []string) error {
 	sum, err := d.store.Import(ctx, p, func(yield func(postgres.Device, error) bool) {
 		for _, name := range names {
-			if !yield(postgres.Device{Name: name, Shadow: shadow}, nil) {
+			if !yield(postgres.Device{Name: name}, nil) {
 				return
 			}
 		}

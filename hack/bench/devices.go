@@ -53,7 +53,7 @@ func makeDevices(ctx context.Context, env *localenv.Env, names []string) error {
 
 func newProduct(namespace, productID string) *v1alpha1.Product {
 	return &v1alpha1.Product{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "bench"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: productName},
 		Spec:       v1alpha1.ProductSpec{ProductID: productID},
 	}
 }

@@ -1,21 +1,31 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"encoding/csv"
 	"errors"
 	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
+	"batchtask.dev/operator/hack/localenv"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/shadow"
 )
 
-// An import beside a COPY of the same rows.
+// An import by the program, beside psql's \copy of the same file into a table of the same
+// columns and constraints.
 const (
 	importRounds = 3
-	copyLimitIs  = "COPY of the same rows into a table of the same columns and constraints, in one transaction"
+	copyLimitIs  = `psql \copy of the same file into a table like that of devices, which leaves the metadata out`
+	// productName is the Product that devices are imported into.
+	productName = "bench"
 )
 
 // commonShadow is what most devices have.
@@ -30,60 +40,154 @@ var commonShadow = fleet.Shadow{
 	},
 }
 
-// measureImport imports all devices, each time into a product of its own, the last
-// time into the one that the tasks are for.
-func (c postgresCase) measureImport(ctx context.Context) (figure, error) {
+// documentsOf returns the reported and the desired part of a device.
+type documentsOf func(i int) (reported, desired string)
+
+// alike gives all devices the same documents.
+func alike(int) (reported, desired string) { return commonShadow.Reported, commonShadow.Desired }
+
+// unlike gives each device documents of its own.
+func unlike(i int) (reported, desired string) {
+	return fmt.Sprintf(`{"battery":%d,"firmware":"4.2.11","position":{"lat":52.%06d,"lon":4.%06d},"state":"closed"}`, i%100, i, i),
+		fmt.Sprintf(`{"channel":%d,"state":"closed"}`, i)
+}
+
+// measureImport imports all devices, first with documents that are all different, then
+// with those that the tasks are to find.
+func (c postgresCase) measureImport(ctx context.Context) (figures []figure, err error) {
+	for _, kind := range []struct {
+		name string
+		of   documentsOf
+	}{{"a shadow of its own each", unlike}, {"shadows alike", alike}} {
+		f, err := c.measureImportOf(ctx, kind.name, kind.of)
+		if err != nil {
+			return nil, err
+		}
+		figures = append(figures, f)
+	}
+	return figures, nil
+}
+
+// measureImportOf imports the devices from a file some times. Those of the last time
+// stay.
+func (c postgresCase) measureImportOf(ctx context.Context, kind string, of documentsOf) (figure, error) {
+	path := filepath.Join(filepath.Dir(c.env.KubeConfig), "devices.csv")
+	if err := writeDevices(path, c.names, of); err != nil {
+		return figure{}, err
+	}
+	defer os.Remove(path)
 	var rates, limits series
 	size := float64(len(c.names))
-	for round := range importRounds {
-		limits.add(c.copyRows(ctx))
-		p := fleet.Product{Namespace: c.env.Namespace, ProductID: productID}
-		if round < importRounds-1 {
-			p.ProductID += fmt.Sprint("X", round)
+	for range importRounds {
+		took, err := c.copyFile(ctx, path)
+		limits.add(size/took.Seconds(), err)
+		if _, err := c.database.conn.Exec(ctx, `DELETE FROM batchtask_device`); err != nil {
+			return figure{}, fmt.Errorf("remove devices: %w", err)
 		}
-		if err := c.database.rest(ctx); err != nil {
+		if took, err = c.importFile(ctx, path); err != nil {
 			return figure{}, err
 		}
-		started := time.Now()
-		if err := c.database.add(ctx, p, c.names, commonShadow); err != nil {
-			return figure{}, err
-		}
-		rates.add(size/time.Since(started).Seconds(), nil)
-		if p.ProductID != productID {
-			if _, err := c.database.conn.Exec(ctx, `DELETE FROM batchtask_device WHERE product_id = $1`, p.ProductID); err != nil {
-				return figure{}, fmt.Errorf("remove imported devices: %w", err)
-			}
-		}
-		progress(fmt.Sprintf("%.0f devices: import %s, COPY %s", size, rates.last(), limits.last()))
+		rates.add(size/took.Seconds(), nil)
+		progress(fmt.Sprintf(`%.0f devices, %s: import %s, psql \copy %s`, size, kind, rates.last(), limits.last()))
 	}
-	return newFigure(fmt.Sprintf("import of %d devices into PostgreSQL", len(c.names)), "devices/s", rates.median()).
+	return newFigure(fmt.Sprintf("import of %d devices from CSV into PostgreSQL, %s", len(c.names), kind), "devices/s", rates.median()).
 		beside(limits.median(), copyLimitIs).aiming(c.aims(0.5)), nil
 }
 
-// copyRows writes the rows of an import into a table of their own and returns the rate
-// in rows a second.
-func (c postgresCase) copyRows(ctx context.Context) (float64, error) {
+// writeDevices writes a file of devices as people have them: with the header that imports
+// read, and without metadata.
+func writeDevices(path string, names []string, of documentsOf) (err error) {
+	file, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("write devices: %w", err)
+	}
+	buffer := bufio.NewWriter(file)
+	w := csv.NewWriter(buffer)
+	lines := func() error {
+		if err := w.Write([]string{"deviceName", "disabled", "version", "reported", "desired"}); err != nil {
+			return err
+		}
+		for i, name := range names {
+			reported, desired := of(i)
+			if err := w.Write([]string{name, "false", strconv.FormatInt(commonShadow.Version, 10), reported, desired}); err != nil {
+				return err
+			}
+		}
+		w.Flush()
+		return errors.Join(w.Error(), buffer.Flush())
+	}
+	if err := errors.Join(lines(), file.Close()); err != nil {
+		return fmt.Errorf("write devices to %s: %w", path, err)
+	}
+	return nil
+}
+
+// importFile imports a file with the program, as people do.
+func (c postgresCase) importFile(ctx context.Context, path string) (time.Duration, error) {
+	if err := c.database.rest(ctx); err != nil {
+		return 0, err
+	}
+	started := time.Now()
+	out, err := exec.CommandContext(ctx, c.env.Program, "fleet", "import", productName,
+		"--kubeconfig", c.env.KubeConfig, "--file", path).CombinedOutput()
+	took := time.Since(started)
+	if want := fmt.Sprintf("%d added, 0 updated, 0 unchanged, 0 bad lines", len(c.names)); err == nil && !strings.Contains(string(out), want) {
+		err = fmt.Errorf("want %s", want)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("import %s: %w: %s", path, err, out)
+	}
+	return took, nil
+}
+
+// copyFile copies a file with psql into a table of its own.
+func (c postgresCase) copyFile(ctx context.Context, path string) (took time.Duration, err error) {
 	conn := c.database.conn
 	// The settings of a table are not among ALL: its pages are filled.
 	if _, err := conn.Exec(ctx, `CREATE TABLE copied (LIKE batchtask_device INCLUDING ALL)`); err != nil {
 		return 0, fmt.Errorf("make a table to copy into: %w", err)
 	}
+	defer func() {
+		_, dropErr := conn.Exec(ctx, `DROP TABLE copied`)
+		err = errors.Join(err, dropErr)
+	}()
+	// The file does not have these two. Both are plain words.
+	if _, err := conn.Exec(ctx, fmt.Sprintf(`ALTER TABLE copied ALTER namespace SET DEFAULT '%s', ALTER product_id SET DEFAULT '%s'`, c.env.Namespace, productID)); err != nil {
+		return 0, fmt.Errorf("make a table to copy into: %w", err)
+	}
 	if err := c.database.rest(ctx); err != nil {
 		return 0, err
 	}
-	columns := []string{"namespace", "product_id", "device_name", "disabled", "version", "changed_ms", "reported", "desired", "metadata", "applied_tasks"}
 	started := time.Now()
-	_, err := conn.CopyFrom(ctx, pgx.Identifier{"copied"}, columns, pgx.CopyFromSlice(len(c.names), func(i int) ([]any, error) {
-		return []any{
-			c.env.Namespace, productID, c.names[i], false, commonShadow.Version, commonShadow.Timestamp,
-			commonShadow.Reported, commonShadow.Desired, commonShadow.Metadata,
-			[]string{},
-		}, nil
-	}))
-	took := time.Since(started)
+	err = psql(ctx, c.env.DatabaseURL, fmt.Sprintf(`\copy copied (device_name, disabled, version, reported, desired) FROM '%s' WITH (FORMAT csv, HEADER)`, path))
+	took = time.Since(started)
 	if err != nil {
-		err = fmt.Errorf("copy rows: %w", err)
+		return 0, err
 	}
-	_, dropErr := conn.Exec(ctx, `DROP TABLE copied`)
-	return float64(len(c.names)) / took.Seconds(), errors.Join(err, dropErr)
+	var rows int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM copied`).Scan(&rows); err != nil || rows != len(c.names) {
+		return 0, fmt.Errorf("psql copied %d rows, want %d: %w", rows, len(c.names), err)
+	}
+	return took, nil
+}
+
+// psql runs a command in PostgreSQL's own client. The password is not an argument, which
+// all of the machine could read.
+func psql(ctx context.Context, databaseURL, command string) error {
+	programs, err := localenv.FindPostgres()
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		return fmt.Errorf("the database's URL: %w", err)
+	}
+	password, _ := u.User.Password()
+	u.User = url.User(u.User.Username())
+	cmd := exec.CommandContext(ctx, filepath.Join(programs, "psql"), "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--dbname="+u.String(), "--command="+command)
+	cmd.Env = append(os.Environ(), "PGPASSWORD="+password)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("psql: %w: %s", err, out)
+	}
+	return nil
 }

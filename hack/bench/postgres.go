@@ -12,7 +12,7 @@ import (
 
 // Devices in a database: what a task over all of them costs beside the least that any
 // program must do, a statement that writes the rows and a message to each device; and
-// an import beside a COPY. Each figure is the median of some rounds, what stands beside
+// an import beside psql's \copy. Each figure is the median of some rounds, what stands beside
 // it is measured in the same round.
 //
 // All of it is measured for two sizes, each with a manager and a database of its own, and
@@ -36,13 +36,14 @@ type postgresCase struct {
 
 // postgresFigures are those of one size.
 type postgresFigures struct {
-	devices                                                     int
-	publish, publishProcessor, update, updateProcessor, imports figure
-	peak                                                        figure
+	devices                                            int
+	publish, publishProcessor, update, updateProcessor figure
+	peak                                               figure
+	imports                                            []figure
 }
 
 func (f postgresFigures) all() []figure {
-	return []figure{f.publish, f.publishProcessor, f.update, f.updateProcessor, f.peak, f.imports}
+	return append([]figure{f.publish, f.publishProcessor, f.update, f.updateProcessor, f.peak}, f.imports...)
 }
 
 // postgresSizes keeps what the small size gave for the large one.
@@ -96,10 +97,10 @@ func measurePostgres(ctx context.Context, env *localenv.Env, c postgresCase) (po
 	}
 	defer db.close(ctx)
 	c.env, c.database = env, db
-	if f.imports, err = c.measureImport(ctx); err != nil {
+	if err := makeDatabaseProduct(ctx, env); err != nil {
 		return f, err
 	}
-	if err := makeDatabaseProduct(ctx, env); err != nil {
+	if f.imports, err = c.measureImport(ctx); err != nil {
 		return f, err
 	}
 	peak := watchMemory(ctx, env.MetricsURL)

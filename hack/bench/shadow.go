@@ -40,7 +40,7 @@ func makeDatabaseDevices(ctx context.Context, env *localenv.Env, names []string)
 		return err
 	}
 	defer db.close(ctx)
-	if err := db.add(ctx, fleet.Product{Namespace: env.Namespace, ProductID: productID}, names, fleet.Shadow{}); err != nil {
+	if err := db.add(ctx, fleet.Product{Namespace: env.Namespace, ProductID: productID}, names); err != nil {
 		return err
 	}
 	return makeDatabaseProduct(ctx, env)

@@ -95,6 +95,8 @@ type Env struct {
 	// Client reads and writes without a cache. Its scheme has the types of
 	// Kubernetes and of this project.
 	Client client.WithWatch
+	// Program is the path of the batchtask binary.
+	Program string
 	// KubeConfig is the path of a kubeconfig file for an administrator, with
 	// Namespace as its default namespace.
 	KubeConfig string
@@ -229,7 +231,7 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		return nil, err
 	}
 	s.Progress("broker: " + broker)
-	env := &Env{Namespace: s.Namespace, KubeConfig: s.path(kubeConfigFile), MQTTURL: mqttURL, ManagerLog: s.path("manager.log")}
+	env := &Env{Namespace: s.Namespace, Program: s.Program, KubeConfig: s.path(kubeConfigFile), MQTTURL: mqttURL, ManagerLog: s.path("manager.log")}
 	if err := s.openDatabase(ctx, env); err != nil {
 		return nil, err
 	}
