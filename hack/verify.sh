@@ -27,6 +27,11 @@ while IFS= read -r -d '' file; do
 done <"$temp/files"
 cp -RpP "$temp/before" "$temp/after"
 
+# A program that was built, or a record of a run, is committed by mistake.
+while IFS= read -r file; do
+	complain "$file is larger than 1 MiB; what is built or measured does not belong here (.gitignore)"
+done < <(cd "$temp/before" && find . -type f -size +1024k)
+
 # The copy uses the tools and the control plane that are built already.
 mkdir -p bin
 ln -s "$root/bin" "$temp/after/bin"
