@@ -52,7 +52,9 @@ type snapshot struct {
 // never agree. In a quiet one there is no event of so late a version, for versions
 // count the writes of all resources.
 //
-// For a namespace with at most 500 devices this leaves no gap. In a larger one,
+// For a namespace with at most 500 devices this leaves no gap, but one: while the informer
+// lists anew after a broken watch, and a device is written at that moment, a change before
+// it that leaves the number as it was can still be on its way. In a larger one,
 // devices past the first page are only counted, so what can be missed is that as
 // many were deleted as created, or that one was disabled or enabled, in the time
 // by which the watch is behind at that moment. To close that too would take a list
