@@ -76,7 +76,7 @@ func (d *demo) create(ctx context.Context, task *v1alpha1.BatchTask) error {
 // createWhenFree gives the place of a task that has just ended a moment to become
 // free: that follows its last status.
 func (d *demo) createWhenFree(ctx context.Context, task *v1alpha1.BatchTask) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		err := d.env.Client.Create(ctx, task)

@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"batchtask.dev/operator/hack/simulator"
 	"batchtask.dev/operator/internal/shadow"
@@ -48,7 +46,7 @@ func (d *demo) checkDevices(ctx context.Context) error {
 func (d *demo) receiveMessages(ctx context.Context) error {
 	// A task is Done when the broker has taken every message; the devices get
 	// them a moment later.
-	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Second, errors.New("given up after 15 s"))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("given up after %s", patience))
 	defer cancel()
 	groups := map[int64][]string{} // devices by the number of their messages
 	for name, messages := range d.wanted() {

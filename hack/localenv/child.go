@@ -18,7 +18,7 @@ import (
 
 const (
 	// childReady is how long a program may take until it is ready.
-	childReady = 60 * time.Second
+	childReady = 2 * time.Minute
 	// childStop is how long it may take to end before it is killed.
 	childStop = 15 * time.Second
 	// pollInterval is how often to ask whether it is ready.

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	controlPlaneStart = time.Minute
+	controlPlaneStart = 2 * time.Minute
 	// controlPlaneStop is short: nothing that they store is kept.
 	controlPlaneStop = 5 * time.Second
 )
@@ -62,10 +62,11 @@ func (s *session) startControlPlane(ctx context.Context) (*rest.Config, envtest.
 		// cluster that is not ours.
 		UseExistingCluster:       ptr.To(false),
 		CRDDirectoryPaths:        []string{filepath.Join(s.Root, "config", "crd", "bases")},
+		CRDInstallOptions:        envtest.CRDInstallOptions{MaxTime: controlPlaneStart},
 		ErrorIfCRDPathMissing:    true,
 		ControlPlaneStartTimeout: controlPlaneStart,
 		ControlPlaneStopTimeout:  controlPlaneStop,
-		WebhookInstallOptions:    envtest.WebhookInstallOptions{Paths: []string{filepath.Join(s.Root, "config", "webhook")}},
+		WebhookInstallOptions:    envtest.WebhookInstallOptions{Paths: []string{filepath.Join(s.Root, "config", "webhook")}, MaxTime: controlPlaneStart},
 	}
 	api := environment.ControlPlane.GetAPIServer()
 	etcd := &envtest.Etcd{}

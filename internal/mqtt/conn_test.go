@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
 )
 
 // tcpPair is a real connection, with the buffers of the kernel.
@@ -32,9 +33,12 @@ func tcpPair(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
+// patient is a clock by which Close waits for ever until all is written: the peer may be slow to read.
+func patient() clock.WithTicker { return clocktesting.NewFakeClock(time.Now()) }
+
 func TestConnGathersWrites(t *testing.T) {
 	near, far := tcpPair(t)
-	c := newBufferedConn(near, clock.RealClock{}, time.Second)
+	c := newBufferedConn(near, patient(), time.Hour)
 	const writers, each = 8, 2000
 	var running sync.WaitGroup
 	for i := range writers {
@@ -65,7 +69,7 @@ func TestConnGathersWrites(t *testing.T) {
 
 func TestConnLargePacket(t *testing.T) {
 	near, far := tcpPair(t)
-	c := newBufferedConn(near, clock.RealClock{}, time.Second)
+	c := newBufferedConn(near, patient(), time.Hour)
 	want := bytes.Repeat([]byte("0123456789"), 500_000)
 	go func() { _, _ = c.Write(want); _ = c.Close() }()
 	got, err := io.ReadAll(far)
@@ -100,7 +104,7 @@ func TestConnPeerDoesNotRead(t *testing.T) {
 
 func TestConnPeerCloses(t *testing.T) {
 	near, far := tcpPair(t)
-	c := newBufferedConn(near, clock.RealClock{}, time.Second)
+	c := newBufferedConn(near, clock.RealClock{}, time.Hour)
 	_ = far.Close()
 	var err error
 	for err == nil {

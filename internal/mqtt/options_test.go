@@ -82,7 +82,9 @@ func TestPasswordChange(t *testing.T) {
 	var log strings.Builder
 	p, err := New(Options{
 		URL: strings.Replace(broker.URL(), "//", "//x:inurl@", 1), UsernameFile: user, PasswordFile: password,
-		FileCheckInterval: 20 * time.Millisecond, WriteTimeout: time.Second,
+		FileCheckInterval: 20 * time.Millisecond,
+		// A connection that is given up because this machine is slow would be one more, and send messages again.
+		WriteTimeout: time.Minute, AckTimeout: time.Minute, ConnectTimeout: time.Minute,
 		Log: funcr.New(func(_, args string) { mu.Lock(); defer mu.Unlock(); log.WriteString(args) }, funcr.Options{Verbosity: 10}),
 	})
 	if err != nil {

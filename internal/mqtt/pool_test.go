@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"batchtask.dev/operator/internal/mqtt/mqtttest"
 )
@@ -32,7 +33,10 @@ func TestAllAcknowledged(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
 	sub := subscribe(t, broker.URL())
 	registry := prometheus.NewRegistry()
-	p := startPool(t, Options{URL: broker.URL(), Metrics: NewMetrics(registry), WriteTimeout: DefaultWriteTimeout})
+	metrics := NewMetrics(registry)
+	// A connection that is given up because this machine is slow would send messages again.
+	p := startPool(t, Options{URL: broker.URL(), Metrics: metrics, WriteTimeout: time.Minute, AckTimeout: time.Minute})
+	eventually(t, "both connections are up", func() bool { return testutil.ToFloat64(metrics.connected) == 2 })
 
 	g := newGroup("task", 20000)
 	g.publish(t, p)
@@ -183,12 +187,20 @@ func TestOneNeverAcknowledged(t *testing.T) {
 }
 
 // A broker that is slow but gets on is not sent anything twice, however long a message waits: here for longer than
-// AckTimeout.
+// AckTimeout. Time passes as messages are acknowledged, a second for a hundred, however slow this machine is.
 func TestSlowBroker(t *testing.T) {
-	broker := mqtttest.NewFaultBroker(t, mqtttest.Faults{AcksPerSecond: 200})
-	p := startPool(t, Options{URL: broker.URL(), Window: 1000, AckTimeout: 3 * time.Second})
+	broker := mqtttest.NewFaultBroker(t, mqtttest.Faults{AcksPerSecond: 500})
+	clock := clocktesting.NewFakeClock(time.Now())
+	p := startPool(t, Options{
+		URL: broker.URL(), Connections: 1, Window: 1000, AckTimeout: 3 * time.Second, Clock: clock,
+		WriteTimeout: time.Hour, ConnectTimeout: time.Minute, // in real time
+	})
 	g := newGroup("task", 1500)
-	g.publish(t, p)
+	go g.publish(t, p)
+	for acked := 100; acked <= 1500; acked += 100 {
+		eventually(t, "a hundred more are acknowledged", func() bool { return g.settledCount() >= acked })
+		clock.Step(time.Second)
+	}
 	g.wantAllAcked(t, time.Minute)
 	if _, total := sum(broker.Published()); total != 1500 {
 		t.Errorf("broker got %d messages, want 1500", total)

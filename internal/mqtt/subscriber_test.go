@@ -3,6 +3,8 @@ package mqtt
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +29,11 @@ func listen(t *testing.T, opts SubscriberOptions) *listener {
 	t.Helper()
 	l := &listener{}
 	opts.ClientID, opts.Filter = "listener", "a/#"
-	opts.WriteTimeout = time.Second
+	// A connection that is given up because this machine is slow would have messages come again.
+	opts.WriteTimeout = time.Minute
+	if opts.ConnectTimeout == 0 {
+		opts.ConnectTimeout = time.Minute
+	}
 	if opts.Receive == nil {
 		opts.Receive = func(m *Inbound) {
 			l.mu.Lock()
@@ -92,7 +98,8 @@ func sender(t *testing.T, url string) func(topic, payload string) {
 // Acknowledgements reach the broker in the order of the messages, so that what comes
 // again is the end of what has come.
 func TestAcknowledgementsInOrder(t *testing.T) {
-	broker := mqtttest.StartMosquitto(t)
+	log := filepath.Join(t.TempDir(), "log")
+	broker := mqtttest.StartMosquitto(t, mqtttest.WithConfig("log_dest file "+log, "log_type debug"))
 	l := listen(t, SubscriberOptions{Options: Options{URL: broker.URL()}})
 	eventually(t, "subscribed", l.Connected)
 	send := sender(t, broker.URL())
@@ -106,6 +113,11 @@ func TestAcknowledgementsInOrder(t *testing.T) {
 	for _, i := range []int{5, 3, 0, 1} {
 		got[i].Ack()
 	}
+	// Closing waits for them no longer than a moment.
+	eventually(t, "the broker has both acknowledgements that are due", func() bool {
+		text, err := os.ReadFile(log)
+		return err == nil && strings.Count(string(text), "Received PUBACK from listener") == 2
+	})
 	l.stop()
 	select {
 	case <-got[0].Lost():

@@ -44,6 +44,18 @@ import (
 	"batchtask.dev/operator/api/v1alpha1"
 )
 
+const (
+	// startTimeout bounds each step of the start of the control plane, and stopTimeout its
+	// end. A machine may be busy.
+	startTimeout = 5 * time.Minute
+	stopTimeout  = 5 * time.Minute
+	// starts is how often it is tried to start it. envtest waits no longer than 5 s for the
+	// default namespace.
+	starts = 3
+	// leakTimeout is how long a goroutine may take to end.
+	leakTimeout = 30 * time.Second
+)
+
 // Env is a running control plane.
 type Env struct {
 	// Config connects as a cluster administrator, without client-side throttling.
@@ -110,12 +122,23 @@ func Main(m *testing.M, options ...Option) {
 		code = max(code, 1)
 	}
 	if code == 0 {
-		if err := goleak.Find(shared.settings.leaks...); err != nil {
+		if err := findLeaks(shared.settings.leaks); err != nil {
 			fmt.Fprintln(os.Stderr, "goroutines are left over:", err)
 			code = 1
 		}
 	}
 	os.Exit(code)
+}
+
+// findLeaks waits for goroutines that are about to end, longer than goleak does by
+// itself, which is less than half a second.
+func findLeaks(options []goleak.Option) error {
+	deadline := time.Now().Add(leakTimeout)
+	for {
+		if err := goleak.Find(options...); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // Start returns the control plane of this test binary, and starts it when this is
@@ -145,20 +168,17 @@ func start(s settings) (*Env, error) {
 	if err != nil {
 		return nil, err
 	}
-	environment := &envtest.Environment{
-		Scheme:                   Scheme(),
-		BinaryAssetsDirectory:    binaries,
-		CRDDirectoryPaths:        []string{filepath.Join(root, "config", "crd", "bases")},
-		ErrorIfCRDPathMissing:    true,
-		ControlPlaneStartTimeout: time.Minute,
-		ControlPlaneStopTimeout:  time.Minute,
+	var environment *envtest.Environment
+	var config *rest.Config
+	for range starts {
+		environment = newEnvironment(root, binaries, s)
+		if config, err = environment.Start(); err == nil {
+			break
+		}
+		err = errors.Join(fmt.Errorf("starting the control plane of %s: %w", binaries, err), environment.Stop())
 	}
-	if s.webhooks {
-		environment.WebhookInstallOptions.Paths = []string{filepath.Join(root, "config", "webhook")}
-	}
-	config, err := environment.Start()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the control plane of %s: %w", binaries, err), environment.Stop())
+		return nil, err
 	}
 	config.QPS = -1
 	c, err := client.NewWithWatch(config, client.Options{Scheme: Scheme()})
@@ -172,6 +192,23 @@ func start(s settings) (*Env, error) {
 		KubeConfig:  environment.KubeConfig,
 		environment: environment,
 	}, nil
+}
+
+func newEnvironment(root, binaries string, s settings) *envtest.Environment {
+	environment := &envtest.Environment{
+		Scheme:                   Scheme(),
+		BinaryAssetsDirectory:    binaries,
+		CRDDirectoryPaths:        []string{filepath.Join(root, "config", "crd", "bases")},
+		CRDInstallOptions:        envtest.CRDInstallOptions{MaxTime: startTimeout},
+		ErrorIfCRDPathMissing:    true,
+		WebhookInstallOptions:    envtest.WebhookInstallOptions{MaxTime: startTimeout},
+		ControlPlaneStartTimeout: startTimeout,
+		ControlPlaneStopTimeout:  stopTimeout,
+	}
+	if s.webhooks {
+		environment.WebhookInstallOptions.Paths = []string{filepath.Join(root, "config", "webhook")}
+	}
+	return environment
 }
 
 func stop() error {
@@ -196,7 +233,7 @@ func closeIdle(config *rest.Config) {
 // controller runs here that would empty it, and the control plane goes away.
 func (e *Env) Namespace(tb testing.TB) string {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), time.Minute)
 	defer cancel()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}
 	if err := e.Client.Create(ctx, namespace); err != nil {

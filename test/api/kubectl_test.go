@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -8,10 +9,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -66,8 +69,29 @@ func paths(at string, schema map[string]any) (all, silent []string) {
 	return all, silent
 }
 
+// published waits until the API server tells the schemas of all kinds: it does so a
+// moment after it serves them.
+func published(t *testing.T, env *testenv.Env) {
+	t.Helper()
+	c := restClient(t, env)
+	var missing []string
+	var last error
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		var text []byte
+		text, last = c.Get().AbsPath("/openapi/v3/apis", v1alpha1.GroupVersion.String()).DoRaw(ctx)
+		missing = slices.DeleteFunc([]string{"BatchTask", "Device", "Product", "TaskQuota"}, func(kind string) bool {
+			return strings.Contains(string(text), `"kind":"`+kind+`"`)
+		})
+		return len(missing) == 0, nil
+	})
+	if err != nil {
+		t.Fatalf("the schemas of %v are not published: %v, %v", missing, err, last)
+	}
+}
+
 func TestExplain(t *testing.T) {
 	env := testenv.Start(t)
+	published(t, env)
 	files, err := filepath.Glob(filepath.Join(root, "config", "crd", "bases", "*.yaml"))
 	if err != nil || len(files) != 4 {
 		t.Fatalf("the CRDs are %v (%v), want four", files, err)
@@ -114,8 +138,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// table asks the API server for what kubectl get shows.
-func table(t *testing.T, env *testenv.Env, plural, namespace string) *metav1.Table {
+// restClient makes a client for what is no object.
+func restClient(t *testing.T, env *testenv.Env) rest.Interface {
 	t.Helper()
 	config := rest.CopyConfig(env.Config)
 	httpClient, err := rest.HTTPClientFor(config)
@@ -128,7 +152,13 @@ func table(t *testing.T, env *testenv.Env, plural, namespace string) *metav1.Tab
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := c.Get().Namespace(namespace).Resource(plural).
+	return c
+}
+
+// table asks the API server for what kubectl get shows.
+func table(t *testing.T, env *testenv.Env, plural, namespace string) *metav1.Table {
+	t.Helper()
+	text, err := restClient(t, env).Get().Namespace(namespace).Resource(plural).
 		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,7 @@ func newSuite(ctx context.Context, t *testing.T, env *localenv.Env, program stri
 // startSlow starts a second shim and returns its URL.
 func (s *suite) startSlow(t *testing.T, program string) string {
 	t.Helper()
-	address, probe := freeAddress(s.ctx, t), freeAddress(s.ctx, t)
+	address, probe := freeAddresses(s.ctx, t)
 	cmd := exec.CommandContext(s.ctx, program, "shim", "--rate-limit=1", "--rate-burst=2",
 		"--bind-address="+address, "--metrics-bind-address=0", "--health-probe-bind-address="+probe)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+s.env.KubeConfig)
@@ -144,7 +144,8 @@ func (s *suite) newAccount(t *testing.T, name, product string) *account {
 // equip makes the product and its devices, and connects these.
 func (a *account) equip(t *testing.T, names ...string) {
 	t.Helper()
-	a.create(t, testobj.Product("product").In(a.namespace).ID(a.product).Obj())
+	product := testobj.Product("product").In(a.namespace).ID(a.product).Obj()
+	a.create(t, product)
 	for _, name := range names {
 		a.create(t, testobj.Device(name).In(a.namespace).Product(a.product).Obj())
 	}
@@ -154,6 +155,13 @@ func (a *account) equip(t *testing.T, names ...string) {
 	}
 	t.Cleanup(fleet.Close)
 	a.fleet = fleet
+	// A task waits for that too, but not for long.
+	eventually(t, "the product to be Ready", func() (bool, string) {
+		if err := a.env.Client.Get(a.ctx, client.ObjectKeyFromObject(product), product); err != nil {
+			return false, err.Error()
+		}
+		return meta.IsStatusConditionTrue(product.Status.Conditions, v1alpha1.ConditionReady), fmt.Sprint(product.Status.Conditions)
+	})
 }
 
 func (s *suite) create(t *testing.T, object client.Object) {
@@ -163,15 +171,19 @@ func (s *suite) create(t *testing.T, object client.Object) {
 	}
 }
 
-func freeAddress(ctx context.Context, t *testing.T) string {
+// freeAddresses returns two that differ: neither is given back before both are found.
+func freeAddresses(ctx context.Context, t *testing.T) (one, other string) {
 	t.Helper()
 	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for _, address := range []*string{&one, &other} {
+		listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = listener.Close() }()
+		*address = listener.Addr().String()
 	}
-	defer func() { _ = listener.Close() }()
-	return listener.Addr().String()
+	return one, other
 }
 
 // eventually waits until a condition holds; state says how far it is.

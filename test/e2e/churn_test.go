@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -76,8 +75,7 @@ func TestDevicesChangeDuringATask(t *testing.T) {
 			broker := mqtttest.StartMosquitto(t)
 			tap := newTap(t, broker.URL())
 			tap.letPass(0)
-			// Nothing is to be sent again while acknowledgements are held back.
-			startManager(t, tap.url(), fmt.Sprintf("--publish-window=%d", churnWindow), "--mqtt-ack-timeout=10m")
+			startManager(t, tap.url(), fmt.Sprintf("--publish-window=%d", churnWindow), noResend)
 			c.ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady, "")
 			c.create(build(c.task("all")).Filter("^d-").Obj())
 			for _, at := range churnMoments {
@@ -86,7 +84,7 @@ func TestDevicesChangeDuringATask(t *testing.T) {
 				c.changeAll(c.reached(tap))
 			}
 			tap.letAllPass()
-			task := c.finished("all", time.Minute)
+			task := c.finished("all")
 
 			served := c.served(tap)
 			c.wantFates(served)

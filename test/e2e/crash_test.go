@@ -13,6 +13,9 @@ import (
 const (
 	crashDevices = 5000
 	crashWindow  = 200
+	// While the test holds acknowledgements back nothing is to be sent again for that,
+	// however long it takes.
+	noResend = "--mqtt-ack-timeout=10m"
 )
 
 // The manager is killed with SIGKILL at several moments of a task and started
@@ -26,15 +29,15 @@ func TestManagerKilled(t *testing.T) {
 	window := fmt.Sprintf("--publish-window=%d", crashWindow)
 
 	tap.letPass(0)
-	m := startManager(t, tap.url(), window)
+	m := startManager(t, tap.url(), window, noResend)
 	s.create(s.task("close").Publish("event", "close").Filter(".*").Obj())
 	moments := []int{50, 1300, 3700}
-	tap.killAt(t, m, moments, crashWindow, window)
-	task := s.finished("close", 2*time.Minute)
+	tap.killAt(t, m, moments, crashWindow, window, noResend)
+	task := s.finished("close")
 
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: crashDevices, Succeeded: crashDevices})
 	wantEvidence(t, tap, crashDevices, crashWindow*len(moments))
-	eventually(t, time.Minute, "every device to receive its message", func() (bool, string) {
+	eventually(t, "every device to receive its message", func() (bool, string) {
 		messages, devices := box.counts()
 		return devices == crashDevices, fmt.Sprintf("%d messages for %d devices", messages, devices)
 	})
@@ -47,13 +50,13 @@ func TestManagerStopped(t *testing.T) {
 	tap := newTap(t, broker.URL())
 	s := newSite(t, names(devices)...)
 	tap.letPass(1000)
-	m := startManager(t, tap.url(), "--publish-window=100", "--drain-timeout=1m")
+	m := startManager(t, tap.url(), "--publish-window=100", "--drain-timeout=10m", noResend)
 	s.create(s.task("close").Publish("event", "close").Filter(".*").Obj())
 	tap.await(t, 1000)
 	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "the manager to end", func() (bool, string) {
+	eventually(t, "the manager to end", func() (bool, string) {
 		tap.letMorePass(2, devices)
 		select {
 		case <-m.ended:
@@ -64,7 +67,7 @@ func TestManagerStopped(t *testing.T) {
 	})
 	tap.letAllPass()
 	startManager(t, tap.url())
-	task := s.finished("close", time.Minute)
+	task := s.finished("close")
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
 	wantEvidence(t, tap, devices, 0)
 }
@@ -75,7 +78,7 @@ func TestBrokerKilled(t *testing.T) {
 	tap := newTap(t, broker.URL())
 	s := newSite(t, names(crashDevices)...)
 	tap.letPass(1500)
-	startManager(t, tap.url(), fmt.Sprintf("--publish-window=%d", crashWindow))
+	startManager(t, tap.url(), fmt.Sprintf("--publish-window=%d", crashWindow), noResend)
 	s.create(s.task("close").Publish("event", "close").Filter(".*").Obj())
 	tap.await(t, 1500)
 	tap.awaitHeld(t)
@@ -84,7 +87,7 @@ func TestBrokerKilled(t *testing.T) {
 	tap.letAllPass()
 	<-time.After(5 * time.Second)
 	broker.Restart()
-	task := s.finished("close", 2*time.Minute)
+	task := s.finished("close")
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: crashDevices, Succeeded: crashDevices})
 	wantEvidence(t, tap, crashDevices, crashWindow)
 }

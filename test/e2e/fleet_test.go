@@ -86,10 +86,10 @@ func (s *site) get(name string) *v1alpha1.BatchTask {
 }
 
 // finished waits until a task has finished.
-func (s *site) finished(name string, limit time.Duration) *v1alpha1.BatchTask {
+func (s *site) finished(name string) *v1alpha1.BatchTask {
 	s.t.Helper()
 	var task *v1alpha1.BatchTask
-	eventually(s.t, limit, "task "+name+" to finish", func() (bool, string) {
+	eventually(s.t, "task "+name+" to finish", func() (bool, string) {
 		task = s.get(name)
 		return task.Status.Phase.Finished(), describe(task)
 	})
@@ -125,7 +125,7 @@ type inbox struct {
 func subscribe(t *testing.T, brokerURL, filter string) *inbox {
 	t.Helper()
 	box := &inbox{messages: map[string][]string{}}
-	opts := paho.NewClientOptions().AddBroker(brokerURL).SetClientID("inbox-" + strings.Trim(filter, "$/+#")).SetOrderMatters(false)
+	opts := paho.NewClientOptions().AddBroker(brokerURL).SetClientID("inbox-" + strings.Trim(filter, "$/+#")).SetOrderMatters(false).SetPingTimeout(patience)
 	c := paho.NewClient(opts)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

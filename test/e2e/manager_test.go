@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -85,7 +86,7 @@ func start(t *testing.T, kubeConfig []byte, args ...string) *process {
 			t.Logf("end of the log of the %s:\n%s", args[0], m.output.tail(6000))
 		}
 	})
-	eventually(t, time.Minute, "the "+args[0]+" to be ready", func() (bool, string) {
+	eventually(t, "the "+args[0]+" to be ready", func() (bool, string) {
 		select {
 		case <-m.ended:
 			t.Fatalf("the %s ended:\n%s", args[0], m.output.tail(6000))
@@ -110,7 +111,7 @@ func (m *process) stop(t *testing.T) {
 	}
 	select {
 	case <-m.ended:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(patience):
 		t.Fatal("the process does not end after SIGTERM")
 	}
 }
@@ -131,23 +132,35 @@ func answers(ctx context.Context, url string) bool {
 	return res.StatusCode == http.StatusOK
 }
 
+// freeAddress returns an address to listen on. Its port is none of those that the kernel
+// gives to whoever wants any: nobody gets it before the program listens, or while it is
+// started again.
 func freeAddress(t *testing.T) string {
 	t.Helper()
+	const from, to, tries = 20_000, 32_768, 1000
 	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range tries {
+		var l net.Listener
+		if l, err = lc.Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", from+rand.IntN(to-from))); err == nil {
+			_ = l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no port is free: %v", err)
+	return ""
 }
 
+// patience is how long a test waits for what must come. One that passes does not pay
+// for it, and a machine may be busy.
+const patience = 5 * time.Minute
+
 // eventually waits until a condition holds.
-func eventually(t *testing.T, limit time.Duration, what string, holds func() (bool, string)) {
+func eventually(t *testing.T, what string, holds func() (bool, string)) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	end := time.After(limit)
+	end := time.After(patience)
 	for {
 		ok, state := holds()
 		if ok {
@@ -156,7 +169,7 @@ func eventually(t *testing.T, limit time.Duration, what string, holds func() (bo
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("waited %s for %s: %s", limit, what, state)
+			t.Fatalf("waited %s for %s: %s", patience, what, state)
 		}
 	}
 }

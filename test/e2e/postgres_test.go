@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -68,7 +67,7 @@ func (s *dbSite) putURL(url string) {
 // ready waits until tasks may run, or may not, for this reason.
 func (s *dbSite) ready(is metav1.ConditionStatus, reason, message string) {
 	s.t.Helper()
-	eventually(s.t, 2*time.Minute, "the product to have Ready="+string(is), func() (bool, string) {
+	eventually(s.t, "the product to have Ready="+string(is), func() (bool, string) {
 		p := &v1alpha1.Product{}
 		if err := s.client.Get(s.t.Context(), client.ObjectKey{Namespace: s.namespace, Name: "p"}, p); err != nil {
 			return false, err.Error()
@@ -121,12 +120,12 @@ func TestManagerKilledOverADatabase(t *testing.T) {
 	s := newDBSite(t, pgtest.Start(t).Database(t), devices)
 	tap := newTap(t, broker.URL())
 	tap.letPass(0)
-	m := startManager(t, tap.url())
+	m := startManager(t, tap.url(), noResend)
 	s.ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady, "")
 	s.create(s.task("close").Publish("event", "close").Obj())
 	moments := []int{5_000, 40_000, 80_000}
-	tap.killAt(t, m, moments, window)
-	task := s.finished("close", 3*time.Minute)
+	tap.killAt(t, m, moments, window, noResend)
+	task := s.finished("close")
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
 	wantEvidence(t, tap, devices, window*len(moments))
 	s.wantResults("close", devices)
@@ -160,7 +159,7 @@ func TestDatabaseKilled(t *testing.T) {
 	}
 	tap.letAllPass()
 	server.Restart()
-	task := s.finished("open", 3*time.Minute)
+	task := s.finished("open")
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
 	s.wantVersions(devices, 1)
 	s.wantResults("open", devices)
@@ -185,10 +184,10 @@ func TestDatabaseOutOfOrder(t *testing.T) {
 		t.Errorf("the password is in the status: %s", text)
 	}
 	s.create(s.task("close").Publish("event", "close").Obj()) // no webhook here refuses it
-	eventually(t, time.Minute, "the task to be held up", func() (bool, string) {
+	eventually(t, "the task to be held up", func() (bool, string) {
 		text := describe(s.get("close"))
 		return strings.Contains(text, "Held up"), text
 	})
 	s.putURL(database)
-	wantCounts(t, s.finished("close", 2*time.Minute), v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: 100, Succeeded: 100})
+	wantCounts(t, s.finished("close"), v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: 100, Succeeded: 100})
 }

@@ -31,12 +31,12 @@ func TestUpdateShadowKilled(t *testing.T) {
 	s.setShadow("d-00002", &same)
 	box := subscribe(t, broker.URL(), "$shadow/operation/result/"+s.product+"/+")
 
-	flags := []string{fmt.Sprintf("--publish-window=%d", window), "--checkpoint-interval=200ms"}
+	flags := []string{fmt.Sprintf("--publish-window=%d", window), "--checkpoint-interval=200ms", noResend}
 	tap.letPass(0)
 	m := startManager(t, tap.url(), flags...)
 	s.create(s.task("open").UpdateShadow(`{"state":"open","lamp":{"level":5,"old":null},"gone":null}`).Filter(".*").Obj())
 	tap.killAt(t, m, []int{20, 300}, window, flags...)
-	task := s.finished("open", 2*time.Minute)
+	task := s.finished("open")
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
 	wantEvidence(t, tap, devices-1, 2*window)
 
@@ -63,7 +63,7 @@ func TestUpdateShadowKilled(t *testing.T) {
 func wantDelta(t *testing.T, box *inbox, product, device string, version int64, state string) {
 	t.Helper()
 	var got []string
-	eventually(t, time.Minute, "the delta of "+device, func() (bool, string) {
+	eventually(t, "the delta of "+device, func() (bool, string) {
 		got = box.on("$shadow/operation/result/" + product + "/" + device)
 		return len(got) > 0, "nothing came"
 	})

@@ -94,11 +94,11 @@ func TestShimInstalledAsShipped(t *testing.T) {
 
 	address := freeAddress(t)
 	everywhere := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--mqtt-url="+broker.URL())
-	l := &legacy{t, http.DefaultClient, "http://" + address, "AKIDe2e", "key"}
+	l := &legacy{t, http.DefaultClient, "http://" + address, "AKIDe2e" + s.namespace, "key"}
 	s.putCredentials("caller", l.secretID, l.secretKey)
 	useLegacy(t, s, l)
 	s.putCredentials("copy", l.secretID, "another key")
-	eventually(t, time.Minute, "an event on each of the two Secrets", func() (bool, string) {
+	eventually(t, "an event on each of the two Secrets", func() (bool, string) {
 		var list eventsv1.EventList
 		if err := env.Client.List(t.Context(), &list, client.InNamespace(s.namespace)); err != nil {
 			t.Fatal(err)
@@ -156,7 +156,7 @@ func (s *site) markReady() {
 // useLegacy makes every call once.
 func useLegacy(t *testing.T, s *site, l *legacy) {
 	t.Helper()
-	eventually(t, time.Minute, "the credentials to be accepted", func() (bool, string) {
+	eventually(t, "the credentials to be accepted", func() (bool, string) {
 		answer, err := l.call(map[string]string{"Action": "DescribeTask", "id": "none"})
 		return err == nil && answer["code"] == 5000.0, fmt.Sprint(answer, err)
 	})
@@ -165,7 +165,7 @@ func useLegacy(t *testing.T, s *site, l *legacy) {
 		"scheduleTimeInSeconds": "0", "tasks": `{"publishMessageTask":{"payload":"close", "topic":"event"}}`,
 	}
 	id, _ := l.good(task)["taskId"].(string)
-	eventually(t, time.Minute, "the task to be done", func() (bool, string) {
+	eventually(t, "the task to be done", func() (bool, string) {
 		told := l.good(map[string]string{"Action": "DescribeTask", "id": id})
 		return told["status"] == 3.0 && told["doneDeviceCnt"] == 1.0, fmt.Sprint(told)
 	})
@@ -208,12 +208,12 @@ func TestShimTLSAndShutdown(t *testing.T) {
 
 	config := &tls.Config{RootCAs: trusted}
 	l := &legacy{t, &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}, "https://" + address, "AKIDtls" + s.namespace, "key"}
-	eventually(t, time.Minute, "an answer over TLS", func() (bool, string) {
+	eventually(t, "an answer over TLS", func() (bool, string) {
 		answer, err := l.call(map[string]string{"Action": "DescribeTask", "id": "none"})
 		return err == nil && answer["code"] == 5000.0, fmt.Sprint(answer, err)
 	})
 	second := putCertificate(t, dir, trusted)
-	eventually(t, time.Minute, "the new certificate to be served", func() (bool, string) {
+	eventually(t, "the new certificate to be served", func() (bool, string) {
 		conn, err := tls.Dial("tcp", address, config)
 		if err != nil {
 			return false, err.Error()
@@ -226,7 +226,8 @@ func TestShimTLSAndShutdown(t *testing.T) {
 		t.Errorf("after that the answer is %v, %v", answer, err)
 	}
 
-	// Half of a call has arrived when the shim is told to end. It needs the broker.
+	// The shim is at a call of which half has arrived when it is told to end: it has asked
+	// for the rest. The call needs the broker.
 	conn, err := tls.Dial("tcp", address, config)
 	if err != nil {
 		t.Fatal(err)
@@ -235,11 +236,20 @@ func TestShimTLSAndShutdown(t *testing.T) {
 	body := l.sign(map[string]string{
 		"Action": "Publish", "productID": s.product, "deviceName": "door-1", "topic": s.product + "/door-1/event", "payload": "close",
 	})
-	fmt.Fprintf(conn, "POST /v2/index.php HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body[:10])
+	fmt.Fprintf(conn, "POST /v2/index.php HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n%s", address, len(body), body[:10])
+	answers := bufio.NewReader(conn)
+	begun, err := http.ReadResponse(answers, nil)
+	if err != nil {
+		t.Fatalf("half of a call is not answered: %v", err)
+	}
+	defer begun.Body.Close()
+	if begun.StatusCode != http.StatusContinue {
+		t.Fatalf("half of a call is answered %s", begun.Status)
+	}
 	if err := shim.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "new callers to be turned away", func() (bool, string) {
+	eventually(t, "new callers to be turned away", func() (bool, string) {
 		late, err := net.Dial("tcp", address)
 		if err == nil {
 			_ = late.Close()
@@ -249,7 +259,7 @@ func TestShimTLSAndShutdown(t *testing.T) {
 	if _, err := io.WriteString(conn, body[10:]); err != nil {
 		t.Fatal(err)
 	}
-	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	answer, err := http.ReadResponse(answers, nil)
 	if err != nil {
 		t.Fatalf("the call in flight was dropped: %v", err)
 	}
@@ -263,7 +273,7 @@ func TestShimTLSAndShutdown(t *testing.T) {
 		if code := shim.cmd.ProcessState.ExitCode(); code != 0 {
 			t.Errorf("exit status %d", code)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		t.Error("the shim does not end")
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 )
@@ -100,7 +99,7 @@ func (p *tap) evidence() (published, acked map[string]int) {
 // await waits until n acknowledgements have passed.
 func (p *tap) await(t *testing.T, n int) {
 	t.Helper()
-	eventually(t, 2*time.Minute, fmt.Sprintf("%d acknowledgements", n), func() (bool, string) {
+	eventually(t, fmt.Sprintf("%d acknowledgements", n), func() (bool, string) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return p.passed >= n, fmt.Sprintf("%d of at most %d have passed", p.passed, p.limit)
@@ -111,13 +110,13 @@ func (p *tap) await(t *testing.T, n int) {
 // way.
 func (p *tap) awaitHeld(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, "messages on their way", func() (bool, string) { return p.heldBack() > 0, "" })
+	eventually(t, "messages on their way", func() (bool, string) { return p.heldBack() > 0, "" })
 }
 
 // awaitLost waits until none is: the connections have ended that they came on.
 func (p *tap) awaitLost(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, "acknowledgements to be lost", func() (bool, string) { return p.heldBack() == 0, "" })
+	eventually(t, "acknowledgements to be lost", func() (bool, string) { return p.heldBack() == 0, "" })
 }
 
 func (p *tap) heldBack() int {

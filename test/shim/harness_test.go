@@ -99,7 +99,9 @@ func startFront(t *testing.T, s *system.System, set settings) *front {
 	clk := clock.RealClock{}
 	var publisher shim.Publisher
 	if set.broker != "" {
-		pool, err := mqtt.New(mqtt.Options{URL: set.broker})
+		// A message is sent again, and arrives twice, when the broker seems to be stuck: not
+		// because the machine is busy.
+		pool, err := mqtt.New(mqtt.Options{URL: set.broker, WriteTimeout: 30 * time.Second, AckTimeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +165,8 @@ func (c *caller) accepted(t *testing.T) {
 	})
 }
 
-// putSecret makes or replaces a Secret with credentials.
+// putSecret makes or replaces a Secret with credentials. It is gone after the test:
+// the fronts of others would tell of it too.
 func (f *front) putSecret(t *testing.T, namespace, name, secretID, secretKey string) *corev1.Secret {
 	t.Helper()
 	secret := &corev1.Secret{
@@ -171,6 +174,13 @@ func (f *front) putSecret(t *testing.T, namespace, name, secretID, secretKey str
 		Data:       map[string][]byte{v1alpha1.CredentialsSecretID: []byte(secretID), v1alpha1.CredentialsSecretKey: []byte(secretKey)},
 	}
 	err := f.Env.Client.Create(t.Context(), secret)
+	if err == nil {
+		t.Cleanup(func() {
+			if err := f.Env.Client.Delete(context.Background(), secret.DeepCopy()); client.IgnoreNotFound(err) != nil {
+				t.Errorf("deleting the Secret: %v", err)
+			}
+		})
+	}
 	if client.IgnoreAlreadyExists(err) == nil && err != nil {
 		err = f.Env.Client.Update(t.Context(), secret)
 	}

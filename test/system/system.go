@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,7 +24,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
@@ -342,6 +345,7 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 	all := map[string]T{}
 	done := make(chan struct{})
 	greatest, revisions := 0, 0
+	var latest atomic.Uint64 // the last revision that the watch has told
 	go func() {
 		defer close(done)
 		for event := range events.ResultChan() {
@@ -354,6 +358,7 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 			}
 			revisions++
 			greatest = max(greatest, count(all))
+			latest.Store(max(latest.Load(), revision(object)))
 		}
 	}()
 	stop := sync.OnceFunc(func() {
@@ -363,11 +368,27 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 	t.Cleanup(stop)
 	return func() {
 		t.Helper()
+		var last uint64
+		now := list.DeepCopyObject().(client.ObjectList)
+		if err := s.Client.List(t.Context(), now, client.InNamespace(namespace)); err != nil {
+			t.Fatal(err)
+		}
+		_ = meta.EachListItem(now, func(object runtime.Object) error {
+			last = max(last, revision(object.(T)))
+			return nil
+		})
+		WaitUpTo(t, time.Minute, "the watch to tell what has happened", func() (bool, any) { return latest.Load() >= last, latest.Load() })
 		stop()
 		if greatest > most || greatest == 0 {
 			t.Errorf("over %d revisions of %T, there were up to %d at once, want at most %d and some", revisions, list, greatest, most)
 		}
 	}
+}
+
+// revision is the number of the write that made the object what it is.
+func revision(object client.Object) uint64 {
+	n, _ := strconv.ParseUint(object.GetResourceVersion(), 10, 64)
+	return n
 }
 
 // CountSlots counts the slots of all ledgers.

@@ -11,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/retry"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -44,7 +45,7 @@ func newHarness(t testing.TB, options ...Option) *harness {
 	if err != nil {
 		t.Fatalf("making the cache: %v", err)
 	}
-	store, err := New(t.Context(), devices, env.Client, options...)
+	store, err := New(t.Context(), devices, env.Client, append([]Option{WithClock(patient{})}, options...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +63,17 @@ func newHarness(t testing.TB, options ...Option) *harness {
 	}
 	t.Cleanup(stopAndWait)
 	return &harness{env: env, store: store, cache: devices, stop: stopAndWait}
+}
+
+// patient is a clock by which Sync waits for a minute before it gives up: on a busy
+// machine a watch that works can be ten seconds behind, as after some refused attempts.
+type patient struct{ clock.RealClock }
+
+func (c patient) NewTimer(d time.Duration) clock.Timer {
+	if d == syncTimeout {
+		d = time.Minute
+	}
+	return c.RealClock.NewTimer(d)
 }
 
 func (h *harness) Store() fleet.Store { return h.store }
@@ -147,7 +159,7 @@ func (h *harness) SetDisabled(t testing.TB, p fleet.Product, name string, disabl
 
 func (h *harness) Report(t testing.TB, p fleet.Product, name, reported string) {
 	t.Helper()
-	backoff := retry.DefaultBackoff
+	backoff := retry.DefaultRetry // waits always as long, and not five times as long each time
 	backoff.Steps = 100
 	err := retry.RetryOnConflict(backoff, func() error {
 		device := h.find(t, p, name)

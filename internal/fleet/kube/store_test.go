@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,7 +106,7 @@ func TestSyncGivesUpOnABrokenWatch(t *testing.T) {
 				if !errors.Is(err, errBehind) {
 					t.Errorf("error %v, want errBehind", err)
 				}
-			case <-time.After(30 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("Sync still waits after its time")
 			}
 		})
@@ -137,8 +138,8 @@ func TestSyncUnderChange(t *testing.T) {
 
 // The status has what this version of the API does not know: an update must keep it.
 func TestApplyKeepsTheRestOfTheStatus(t *testing.T) {
-	h := newHarness(t)
-	keepUnknownStatus(t, h.env)
+	keepUnknownStatus(t, testenv.Start(t))
+	h := newHarness(t) // after that: with the schema the API server ends all watches
 	p := h.Product(t)
 	h.Create(t, p, fleettest.Device{Name: "a", Shadow: fleet.Shadow{Stored: shadow.Stored{Reported: `{"r":1}`, Version: 1}}})
 	if err := h.store.Sync(t.Context(), p.Namespace); err != nil {
@@ -180,7 +181,7 @@ func TestApplyKeepsTheRestOfTheStatus(t *testing.T) {
 }
 
 // keepUnknownStatus makes the API server keep fields of the status that the
-// schema does not have, as a later version of the schema would.
+// schema does not have, as a later version of the schema would, until the test ends.
 func keepUnknownStatus(t *testing.T, env *testenv.Env) {
 	t.Helper()
 	const name = "devices.iot.batchtask.dev"
@@ -200,6 +201,27 @@ func keepUnknownStatus(t *testing.T, env *testenv.Env) {
 			{"op":"` + value + `","path":"` + status + "/properties/shadow" + field + `","value":true}]`
 		return c.Patch(ctx, crd, client.RawPatch(types.JSONPatchType, []byte(patch)))
 	}
+	// The API server takes a moment to serve another schema.
+	served := func(keeps bool) {
+		t.Helper()
+		ctx := context.WithoutCancel(t.Context())
+		waitUntil(t, fmt.Sprintf("unknown fields are kept: %v", keeps), func() bool {
+			object := &unstructured.Unstructured{Object: map[string]any{
+				"spec":   map[string]any{"productID": "SCHEMA", "deviceName": "schema"},
+				"status": map[string]any{},
+			}}
+			object.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("Device"))
+			object.SetNamespace("default")
+			object.SetGenerateName("schema-")
+			if err := c.Create(ctx, object); err != nil {
+				return false
+			}
+			status := []byte(`{"status":{"later":"x"}}`)
+			err := c.Status().Patch(ctx, object, client.RawPatch(types.MergePatchType, status))
+			_, kept, _ := unstructured.NestedString(object.Object, "status", "later")
+			return err == nil && kept == keeps
+		})
+	}
 	if err := set(t.Context(), "add"); err != nil {
 		t.Fatalf("changing the schema: %v", err)
 	}
@@ -207,24 +229,9 @@ func keepUnknownStatus(t *testing.T, env *testenv.Env) {
 		if err := set(context.Background(), "remove"); err != nil {
 			t.Errorf("changing the schema back: %v", err)
 		}
+		served(false) // else the watch of the next test is ended in its middle
 	})
-	// The API server takes a moment to serve the new schema.
-	waitUntil(t, "the schema keeps unknown fields", func() bool {
-		object := &unstructured.Unstructured{Object: map[string]any{
-			"spec":   map[string]any{"productID": "SCHEMA", "deviceName": "schema"},
-			"status": map[string]any{},
-		}}
-		object.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("Device"))
-		object.SetNamespace("default")
-		object.SetGenerateName("schema-")
-		if err := c.Create(t.Context(), object); err != nil {
-			return false
-		}
-		status := []byte(`{"status":{"later":"x"}}`)
-		err := c.Status().Patch(t.Context(), object, client.RawPatch(types.MergePatchType, status))
-		_, kept, _ := unstructured.NestedString(object.Object, "status", "later")
-		return err == nil && kept
-	})
+	served(true)
 }
 
 // What the API server answers is passing, unless it finds the content invalid.
@@ -324,7 +331,7 @@ func TestCacheIsStripped(t *testing.T) {
 // waitUntil waits for a condition, with a deadline.
 func waitUntil(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !condition() {

@@ -52,7 +52,7 @@ func TestAcknowledgedWithoutDeadlock(t *testing.T) {
 	names := h.seed(t, p, 300)
 	var stores []*Store
 	for range 3 {
-		stores = append(stores, open(t, Options{URL: h.url, LockTimeout: 25 * time.Second})) // a deadlock ends sooner
+		stores = append(stores, open(t, Options{URL: h.url}))
 	}
 	const tasks = 12 // none is forgotten
 	var uids []string

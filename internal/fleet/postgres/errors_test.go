@@ -55,7 +55,7 @@ func TestWrongPassword(t *testing.T) {
 	}
 	const secret = "wrong-Word%/: 1"
 	u.User = url.UserPassword(pgtest.User, secret)
-	_, err = Open(t.Context(), Options{URL: u.String()})
+	_, err = Open(t.Context(), patient(Options{URL: u.String()}))
 	if err == nil || !strings.Contains(err.Error(), "password authentication failed") {
 		t.Errorf("error %v, want that the password is wrong", err)
 	}

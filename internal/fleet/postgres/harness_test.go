@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -36,10 +37,18 @@ func newHarness(t testing.TB, server *pgtest.Server) *harness {
 	return &harness{url: url, store: open(t, Options{URL: url}), pool: connect(t, url)}
 }
 
+// patient gives a server on a busy machine the time that it may take, where the test
+// does not say otherwise. A deadlock ends sooner than that wait for a lock.
+func patient(o Options) Options {
+	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, time.Minute)
+	o.LockTimeout = cmp.Or(o.LockTimeout, 25*time.Second)
+	return o
+}
+
 // open returns a store that is closed when the test ends.
 func open(t testing.TB, o Options) *Store {
 	t.Helper()
-	store, err := Open(t.Context(), o)
+	store, err := Open(t.Context(), patient(o))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,9 +25,9 @@ func acknowledging(name string, version int64, tasks ...string) Device {
 	return Device{Name: name, Shadow: s}
 }
 
-// adding begins to add a device past the store, and returns what ends that. What it has
-// acknowledged is not counted.
-func (h *harness) adding(t *testing.T, p fleet.Product, d Device) (commit func()) {
+// adding begins to add a device past the store, and returns the session that does and what
+// ends that. What the device has acknowledged is not counted.
+func (h *harness) adding(t *testing.T, p fleet.Product, d Device) (session uint32, commit func()) {
 	t.Helper()
 	tx, err := h.pool.Begin(t.Context())
 	if err != nil {
@@ -39,7 +39,7 @@ func (h *harness) adding(t *testing.T, p fleet.Product, d Device) (commit func()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return func() {
+	return tx.Conn().PgConn().PID(), func() {
 		t.Helper()
 		if err := tx.Commit(t.Context()); err != nil {
 			t.Fatal(err)
@@ -47,13 +47,13 @@ func (h *harness) adding(t *testing.T, p fleet.Product, d Device) (commit func()
 	}
 }
 
-// waitForWaiting waits until a session of the store waits for a lock, in an import that
-// has not ended.
-func (h *harness) waitForWaiting(t *testing.T, ended <-chan importResult) {
+// waitForWaiting waits until a session of the store waits for another one, in an import
+// that has not ended.
+func (h *harness) waitForWaiting(t *testing.T, ended <-chan importResult, other uint32) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && len(ended) == 0; time.Sleep(time.Millisecond) {
 		var n int
-		err := h.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'`, DefaultApplicationName).Scan(&n)
+		err := h.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND $2 = ANY (pg_blocking_pids(pid))`, DefaultApplicationName, other).Scan(&n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,7 +61,7 @@ func (h *harness) waitForWaiting(t *testing.T, ended <-chan importResult) {
 			return
 		}
 	}
-	t.Fatal("nobody waits for a lock")
+	t.Fatal("nobody waits for that session")
 }
 
 type importResult struct {
@@ -83,17 +83,17 @@ func startImport(t *testing.T, store *Store, p fleet.Product, devices []Device) 
 func TestImportMeetsOthers(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	p := h.Product(t)
-	store := open(t, Options{URL: h.url, LockTimeout: 25 * time.Second})
+	store := open(t, Options{URL: h.url})
 	var devices []Device
 	for i := range 3000 {
 		devices = append(devices, acknowledging(deviceName(i), 2, "x", "y"))
 	}
-	newer := h.adding(t, p, acknowledging(deviceName(1500), 3, "z"))
-	older := h.adding(t, p, acknowledging(deviceName(2500), 1, "x"))
+	first, newer := h.adding(t, p, acknowledging(deviceName(1500), 3, "z"))
+	second, older := h.adding(t, p, acknowledging(deviceName(2500), 1, "x"))
 	ended := startImport(t, store, p, devices)
-	h.waitForWaiting(t, ended) // for the newer, which is copied
+	h.waitForWaiting(t, ended, first) // for the newer, which is copied
 	newer()
-	h.waitForWaiting(t, ended) // for the older, which is merged
+	h.waitForWaiting(t, ended, second) // for the older, which is merged
 	older()
 	got := <-ended
 	if want := (importResult{sum: ImportSummary{Added: 2998, Updated: 1, Unchanged: 1}}); got != want {
@@ -122,7 +122,7 @@ func TestImportAtTheSameTime(t *testing.T) {
 	var added atomic.Int64
 	var all sync.WaitGroup
 	for i := range importers {
-		store := open(t, Options{URL: h.url, LockTimeout: 25 * time.Second}) // a deadlock ends sooner
+		store := open(t, Options{URL: h.url})
 		random := rand.New(rand.NewPCG(uint64(i), 1))
 		all.Go(func() {
 			own := make([]Device, devices*imports)
@@ -231,8 +231,8 @@ func TestImportRefused(t *testing.T) {
 func TestImportOneAhead(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	p := h.Product(t)
-	store := open(t, Options{URL: h.url, LockTimeout: 25 * time.Second})
-	commit := h.adding(t, p, Device{Name: deviceName(1)})
+	store := open(t, Options{URL: h.url})
+	other, commit := h.adding(t, p, Device{Name: deviceName(1)})
 	var taken atomic.Int64
 	var devices []Device
 	for i := range 3 * importChunk {
@@ -252,7 +252,7 @@ func TestImportOneAhead(t *testing.T) {
 	}()
 	const ahead = 2*importChunk + 1
 	waitFor(t, &taken, ahead)
-	h.waitForWaiting(t, ended)
+	h.waitForWaiting(t, ended, other)
 	if taken.Load() != ahead {
 		t.Errorf("%d devices were taken while the first chunk is written, want %d", taken.Load(), ahead)
 	}

@@ -13,7 +13,7 @@ func TestSchema(t *testing.T) {
 	server := pgtest.Start(t)
 	url := server.Database(t)
 
-	_, err := Open(t.Context(), Options{URL: url, KeepSchema: true})
+	_, err := Open(t.Context(), patient(Options{URL: url, KeepSchema: true}))
 	wantSchema(t, err, SchemaError{Have: 0, Want: 2}, "needs version 2")
 	var tables int
 	conn := pgtest.Connect(t, url)
@@ -25,7 +25,7 @@ func TestSchema(t *testing.T) {
 	var replicas sync.WaitGroup
 	for range 4 {
 		replicas.Go(func() {
-			store, err := Open(t.Context(), Options{URL: url})
+			store, err := Open(t.Context(), patient(Options{URL: url}))
 			if err != nil {
 				t.Error(err)
 				return
@@ -44,13 +44,13 @@ func TestSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, keep := range []bool{true, false} {
-		_, err = Open(t.Context(), Options{URL: url, KeepSchema: keep})
+		_, err = Open(t.Context(), patient(Options{URL: url, KeepSchema: keep}))
 		wantSchema(t, err, SchemaError{Have: 7, Want: 2}, "a newer program has changed them")
 	}
 	if _, err := conn.Exec(t.Context(), `DELETE FROM batchtask_schema_version WHERE version_id IN (2, 7)`); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(t.Context(), Options{URL: url, KeepSchema: true})
+	_, err = Open(t.Context(), patient(Options{URL: url, KeepSchema: true}))
 	wantSchema(t, err, SchemaError{Have: 1, Want: 2}, "let this one do it")
 }
 

@@ -36,7 +36,7 @@ func eachFleet(t *testing.T, test func(t *testing.T, again func() Fleet)) {
 		test(t, func() Fleet { return NewInKubernetes(env.Client, p) })
 	})
 	t.Run("Postgres", func(t *testing.T) {
-		store, err := postgres.Open(t.Context(), postgres.Options{URL: pgtest.Start(t).Database(t)})
+		store, err := postgres.Open(t.Context(), postgres.Options{URL: pgtest.Start(t).Database(t), ConnectTimeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -119,6 +119,11 @@ func (b *FaultBroker) accept() {
 		b.mu.Lock()
 		b.conns[conn] = struct{}{}
 		b.mu.Unlock()
+		select {
+		case <-b.ended:
+			_ = conn.Close() // it came too late for the last DropAll
+		default:
+		}
 		b.running.Go(func() {
 			b.serve(conn)
 			_ = conn.Close()

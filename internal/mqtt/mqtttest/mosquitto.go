@@ -77,7 +77,7 @@ func StartMosquitto(t testing.TB, opts ...MosquittoOption) *Mosquitto {
 	for _, o := range opts {
 		o(&c)
 	}
-	m := &Mosquitto{t: t, program: program, port: freePort(t), scheme: c.scheme, config: filepath.Join(t.TempDir(), "mosquitto.conf")}
+	m := &Mosquitto{t: t, program: program, port: reservePort(t), scheme: c.scheme, config: filepath.Join(t.TempDir(), "mosquitto.conf")}
 	lines := append([]string{
 		fmt.Sprintf("listener %d 127.0.0.1", m.port),
 		fmt.Sprintf("allow_anonymous %t", c.anonymous),
@@ -114,17 +114,6 @@ func findMosquitto(t testing.TB) string {
 	}
 	t.Skip(message)
 	return ""
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("looking for a free port: %v", err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // URL is the broker's URL, with the scheme that fits its listener.

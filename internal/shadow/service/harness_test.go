@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,9 +66,11 @@ func startWith(t *testing.T, url string, store fleet.Store, products Products, o
 	t.Helper()
 	r := &running{}
 	opts.MQTT.URL = url
-	if opts.MQTT.WriteTimeout == 0 {
-		opts.MQTT.WriteTimeout = 2 * time.Second
-	}
+	// What ends by time in production does not here, unless the test says so: a busy
+	// machine stops anything for seconds.
+	opts.MQTT.WriteTimeout = cmp.Or(opts.MQTT.WriteTimeout, patience)
+	opts.RetryTime = cmp.Or(opts.RetryTime, patience)
+	opts.DrainTimeout = cmp.Or(opts.DrainTimeout, patience)
 	if testing.Verbose() {
 		opts.MQTT.Log = testr.New(t)
 	}
@@ -110,10 +113,11 @@ func eventually(t *testing.T, what string, holds func() bool) {
 // broker does not expect anything in an interval of KeepAlive: how long the service
 // stays silent is up to the test.
 type tap struct {
-	url             string
-	broker          string
-	running         sync.WaitGroup
-	connects, pings atomic.Int64
+	url                   string
+	broker                string
+	running               sync.WaitGroup
+	connects, pings, acks atomic.Int64
+	open                  atomic.Int64 // connections to the broker that it has not closed
 }
 
 // startTap runs a tap until the test ends.
@@ -141,17 +145,36 @@ func startTap(t *testing.T, brokerURL string) *tap {
 	return p
 }
 
+// settled waits until the broker has read all that a service has sent that was
+// stopped. Otherwise the next one of the same ClientID might take the session over
+// before, and get again what was acknowledged.
+func (p *tap) settled(t *testing.T) {
+	t.Helper()
+	eventually(t, "the broker has read all", func() bool { return p.open.Load() == 0 })
+}
+
 func (p *tap) serve(service net.Conn) {
 	defer func() { _ = service.Close() }()
-	broker, err := new(net.Dialer).Dial("tcp", p.broker)
+	conn, err := new(net.Dialer).Dial("tcp", p.broker)
 	if err != nil {
 		return
 	}
+	broker := conn.(*net.TCPConn)
 	defer func() { _ = broker.Close() }()
+	p.open.Add(1)
+	closed := make(chan struct{})
 	p.running.Go(func() {
+		defer close(closed)
 		_, _ = io.Copy(service, broker)
 		_ = service.Close()
+		_, _ = io.Copy(io.Discard, broker)
+		p.open.Add(-1)
 	})
+	// The broker closes its side when it has read everything.
+	defer func() {
+		_ = broker.CloseWrite()
+		<-closed
+	}()
 	for {
 		packet, err := packets.ReadPacket(service)
 		if err != nil {
@@ -167,6 +190,9 @@ func (p *tap) serve(service net.Conn) {
 		if packet.Write(broker) != nil {
 			return
 		}
+		if _, ok := packet.(*packets.PubackPacket); ok {
+			p.acks.Add(1)
+		}
 	}
 }
 
@@ -178,6 +204,9 @@ type client struct {
 	url string
 	id  string
 	qos byte
+	// writeTimeout is how long the broker may take no bytes, and how long paho may wait
+	// for its turn on a connection that has just died.
+	writeTimeout time.Duration
 
 	running sync.WaitGroup
 	mu      sync.Mutex
@@ -188,7 +217,12 @@ type client struct {
 
 func connect(t *testing.T, url, id string, qos byte) *client {
 	t.Helper()
-	c := &client{t: t, url: url, id: id, qos: qos, answers: map[string]chan string{}}
+	return connectWith(t, url, id, qos, patience)
+}
+
+func connectWith(t *testing.T, url, id string, qos byte, writeTimeout time.Duration) *client {
+	t.Helper()
+	c := &client{t: t, url: url, id: id, qos: qos, writeTimeout: writeTimeout, answers: map[string]chan string{}}
 	if err := c.dial(); err != nil {
 		t.Fatalf("connecting the devices: %v", err)
 	}
@@ -204,7 +238,7 @@ func connect(t *testing.T, url, id string, qos byte) *client {
 
 // dial makes a connection that can be used at once.
 func (c *client) dial() error {
-	o := paho.NewClientOptions().AddBroker(c.url).SetClientID(c.id).SetAutoReconnect(false).SetWriteTimeout(5 * time.Second)
+	o := paho.NewClientOptions().AddBroker(c.url).SetClientID(c.id).SetAutoReconnect(false).SetWriteTimeout(c.writeTimeout).SetPingTimeout(patience)
 	o.SetConnectionLostHandler(func(paho.Client, error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -186,7 +186,8 @@ func TestRetained(t *testing.T) {
 // A device that talks too much is dropped, and others go on as if it were not there.
 func TestRateLimit(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t)
-	s := start(t, broker.URL(), memory(t, "loud", "quiet"), Options{Rate: 0.001, Burst: 10})
+	tap := startTap(t, broker.URL())
+	s := start(t, tap.url, memory(t, "loud", "quiet"), Options{Rate: 0.001, Burst: 10})
 	c := connect(t, broker.URL(), "devices", 1)
 	for range 50 {
 		c.send("loud", `{"type":"update","state":{"reported":{"a":1}}}`)
@@ -203,7 +204,9 @@ func TestRateLimit(t *testing.T) {
 		return testutil.ToFloat64(s.metrics.dropped.WithLabelValues(dropRate)) == 40
 	})
 	// They were acknowledged too: the next connection does not get them again.
+	eventually(t, "all are acknowledged", func() bool { return tap.acks.Load() == 60 })
 	s.stop()
+	tap.settled(t)
 	again := start(t, broker.URL(), memory(t, "loud", "quiet"), Options{})
 	c.ask("quiet", `{"type":"get"}`)
 	if got := testutil.ToFloat64(again.metrics.messages.WithLabelValues("update", "0")); got != 0 {
@@ -225,14 +228,22 @@ func TestStoreAway(t *testing.T) {
 		}
 		return nil
 	}
-	s := start(t, broker.URL(), store, Options{RetryTime: patience})
+	tap := startTap(t, broker.URL())
+	s := start(t, tap.url, store, Options{})
 	c := connect(t, broker.URL(), "devices", 1)
 	if got := parse(t, c.ask("d", `{"type":"update","state":{"reported":{"a":1}}}`)); got.Result != 0 || got.Payload.Version != 1 {
 		t.Errorf("result %d, version %d after a short fault, want 0 and 1", got.Result, got.Payload.Version)
 	}
-	s.stop()
+	// next ends the service once n messages are acknowledged, so that none comes again.
+	next := func(n int64, opts Options) {
+		t.Helper()
+		eventually(t, "all are acknowledged", func() bool { return tap.acks.Load() == n })
+		s.stop()
+		tap.settled(t)
+		s = start(t, tap.url, store, opts)
+	}
 	faults.Store(1e6)
-	start(t, broker.URL(), store, Options{RetryTime: 500 * time.Millisecond})
+	next(1, Options{RetryTime: 500 * time.Millisecond})
 	for _, message := range []string{`{"type":"update","state":{"reported":{"a":2}},"clientToken":7}`, `{"type":"get","clientToken":7}`} {
 		c.send("d", message)
 		c.ask("other", `{"type":"get"}`) // not held up
@@ -240,6 +251,7 @@ func TestStoreAway(t *testing.T) {
 			t.Errorf("result %d, token %s, want 5100 and 7", got.Result, got.ClientToken)
 		}
 	}
+	next(5, Options{}) // which has the time to read, however late it comes to it
 	faults.Store(0)
 	if got := parse(t, c.ask("d", `{"type":"get"}`)); got.Result != 0 || got.Payload.Version != 1 {
 		t.Errorf("result %d, version %d after the fault, want 0 and 1", got.Result, got.Payload.Version)
@@ -304,10 +316,12 @@ func TestBackPressure(t *testing.T) {
 	}
 	store := &slow{Store: memory(t, names...), gate: make(chan struct{})}
 	opts := Options{QueueLength: 5, Workers: 4, RetryTime: 5 * patience}
-	opts.MQTT.KeepAlive = time.Second
+	// A connection on which nothing comes for twice that is given up while it is read:
+	// longer than a busy machine may stop what sends.
+	opts.MQTT.KeepAlive = 3 * time.Second
 	tap := startTap(t, broker.URL())
-	s := start(t, tap.url, store, opts)
 	c := connect(t, broker.URL(), "devices", 0) // what a lost connection loses is gone
+	s := start(t, tap.url, store, opts)
 	for i := range each {
 		for _, name := range names {
 			c.send(name, fmt.Sprintf(`{"type":"update","state":{"reported":{"i":%d}},"clientToken":%d}`, i, i))
@@ -317,7 +331,7 @@ func TestBackPressure(t *testing.T) {
 	eventually(t, "the queue is full", func() bool { return s.queue.held() == 5 })
 	// The answer to a PINGREQ stands behind all the messages that are not read.
 	eventually(t, "a PINGREQ is sent", func() bool { return tap.pings.Load() > 0 })
-	<-time.After(4 * opts.MQTT.KeepAlive)
+	<-time.After(3 * opts.MQTT.KeepAlive)
 	close(store.gate)
 	for _, name := range names {
 		for i := range each {
@@ -338,7 +352,8 @@ func TestStop(t *testing.T) {
 	names := []string{"a", "b", "c"}
 	memory := memory(t, names...)
 	first := &slow{Store: memory, gate: make(chan struct{})}
-	s := start(t, broker.URL(), first, Options{Workers: 2, DrainTimeout: 300 * time.Millisecond})
+	tap := startTap(t, broker.URL())
+	s := start(t, tap.url, first, Options{Workers: 2, DrainTimeout: 300 * time.Millisecond})
 	c := connect(t, broker.URL(), "devices", 1)
 	for _, name := range names {
 		for i := range 3 {
@@ -350,9 +365,10 @@ func TestStop(t *testing.T) {
 	if v := memory.Shadow(t, product, "a").Version; v != 0 {
 		t.Errorf("version %d although the store was held up", v)
 	}
+	tap.settled(t)
 
 	second := &slow{Store: memory, gate: make(chan struct{})}
-	s = start(t, broker.URL(), second, Options{Workers: 2})
+	s = start(t, tap.url, second, Options{Workers: 2})
 	eventually(t, "the next service has got them again", func() bool { return s.queue.held() == 9 })
 	var stopped sync.WaitGroup
 	stopped.Go(s.stop)
@@ -366,6 +382,7 @@ func TestStop(t *testing.T) {
 	})
 	close(second.gate)
 	stopped.Wait() // drained
+	tap.settled(t)
 	for _, name := range names {
 		for i := range 3 {
 			if got := parse(t, c.answer(name)); got.Payload.Version != int64(i+1) || string(got.ClientToken) != fmt.Sprint(i) {

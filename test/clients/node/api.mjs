@@ -113,7 +113,7 @@ export const inAnHour = () => Math.floor(Date.now() / 1000) + 3600
 // create creates a task that should be accepted, and returns its ID. The place of
 // a task that has just ended becomes free a moment later.
 export async function create(way, data, options) {
-  const deadline = Date.now() + 30_000
+  const deadline = Date.now() + 60_000
   for (;;) {
     const answer = await call(way, data, options)
     if (answer.code === 4400 && Date.now() < deadline) {

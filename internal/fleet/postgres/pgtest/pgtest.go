@@ -38,7 +38,7 @@ type Server struct {
 	t        testing.TB
 	programs string
 	dir      string
-	port     int
+	port     int // 0 until the server has started for the first time
 	settings []string
 	account  *syscall.Credential // nil for the user that the test runs as
 
@@ -69,7 +69,7 @@ func Start(t testing.TB, options ...Option) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, programs: programs(t), port: freePort(t), account: account}
+	s := &Server{t: t, programs: programs(t), account: account}
 	s.settings = []string{"-c", "fsync=off"}
 	for _, option := range options {
 		option(s)
@@ -188,6 +188,7 @@ func (s *Server) Kill() {
 	if s.process == nil {
 		return
 	}
+	freeze(s.process.Process) // else it may make one that is missed here, and lives on
 	// The server first: it would answer the end of another process with a recovery.
 	backends := children(s.process.Process.Pid)
 	_ = s.process.Process.Kill()
@@ -220,8 +221,14 @@ func (s *Server) Restart() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	deadline := time.Now().Add(startTimeout)
+	first := s.port == 0
 	var trouble error
 	for time.Now().Before(deadline) {
+		// Somebody else may take a free port before the server does. Until it has started
+		// nobody knows which it has, so it can have another.
+		if first {
+			s.port = freePort(s.t)
+		}
 		// A server does not start while processes of one that was killed still end.
 		if trouble = s.launch(deadline); trouble == nil {
 			return
@@ -271,14 +278,32 @@ func (s *Server) launch(deadline time.Time) error {
 	return trouble
 }
 
+// ping asks over the socket in the folder of the server: another one may have its port.
+// It listens on the port before it makes the socket.
 func (s *Server) ping() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 10*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, s.URL())
+	own := url.URL{Scheme: "postgres", User: url.User(User), Path: "/postgres", RawQuery: url.Values{
+		"host": {s.dir}, "port": {strconv.Itoa(s.port)}, "sslmode": {"disable"},
+	}.Encode()}
+	conn, err := pgx.Connect(ctx, own.String())
 	if err != nil {
 		return err
 	}
 	return conn.Close(ctx)
+}
+
+// freeze stops a process, and returns when it has stopped or ended.
+func freeze(process *os.Process) {
+	if process.Signal(syscall.SIGSTOP) != nil {
+		return
+	}
+	for {
+		if fields := stat(process.Pid); len(fields) == 0 || strings.ContainsAny(fields[0], "TtZX") {
+			return
+		}
+		<-time.After(time.Millisecond)
+	}
 }
 
 // children returns the ids of the processes that a process has started.
@@ -342,14 +367,20 @@ func (s *Server) CPU(t testing.TB) time.Duration {
 // ticksOf adds up the first of the four times in /proc/pid/stat: in user and in system
 // mode, and the same of children that were waited for.
 func ticksOf(pid, times int) (ticks int64) {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	// The name of the program, in parentheses, may have spaces.
-	_, rest, _ := strings.Cut(string(text), ") ")
 	const firstTime = 11
-	fields := strings.Fields(rest)
+	fields := stat(pid)
 	for i := firstTime; i < firstTime+times && i < len(fields); i++ {
 		n, _ := strconv.ParseInt(fields[i], 10, 64)
 		ticks += n
 	}
 	return ticks
+}
+
+// stat returns the fields of /proc/pid/stat from the third on, which is the state; nil
+// where there is no such file.
+func stat(pid int) []string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	// The name of the program, in parentheses, may have spaces.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return strings.Fields(rest)
 }
