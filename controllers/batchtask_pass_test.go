@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,7 +36,7 @@ func newBehind(t *testing.T) *behind {
 	t.Helper()
 	env := testenv.Start(t)
 	namespace := env.Namespace(t)
-	product := testobj.Product("product").In(namespace).ID("BEHIND0001").Ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady).Obj()
+	product := testobj.Product("product").In(namespace).ID("BEHIND"+strings.ToUpper(strings.TrimPrefix(namespace, "test-"))).Ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady).Obj()
 	status := product.Status
 	create(t, env, product)
 	product.Status = status

@@ -308,10 +308,11 @@ func (s *System) Active(t *testing.T, namespace string) []string {
 	return names
 }
 
-// WaitFor is [WaitUpTo] half a minute.
+// WaitFor is [WaitUpTo] two minutes: what is waited for comes at once, but a machine may be
+// busy.
 func WaitFor(t *testing.T, what string, condition func() (done bool, seen any)) {
 	t.Helper()
-	WaitUpTo(t, 30*time.Second, what, condition)
+	WaitUpTo(t, 2*time.Minute, what, condition)
 }
 
 // WaitUpTo waits until a condition holds, and fails with what it saw last.
