@@ -32,7 +32,7 @@ func setupWebhooks(ctx context.Context, mgr ctrl.Manager, opts *managerOptions, 
 		return err
 	}
 	admission := &webhook.BatchTask{
-		Live: mgr.GetAPIReader(), Products: product.Finder{Reader: mgr.GetAPIReader()}, Quota: ledger,
+		Live: mgr.GetAPIReader(), Products: product.Finder{Reader: mgr.GetAPIReader(), Cache: mgr.GetClient()}, Quota: ledger,
 		Matches: matches{store}, Clock: clk, Skew: opts.scheduleSkew,
 	}
 	serving := make(chan struct{})

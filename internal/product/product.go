@@ -52,11 +52,32 @@ func Index(ctx context.Context, indexer client.FieldIndexer) error {
 // Finder finds products by their ID.
 type Finder struct {
 	Reader client.Reader
+	// Cache, if it is set, says which product [Finder.Lookup] tries first. It must have
+	// the index of [Index]. While it cannot tell, as before it has started, it does not
+	// count.
+	Cache client.Reader
 }
 
 // Lookup returns the namespace's product with this ID: one that is Ready before
 // one that is not, then the oldest. It returns nil if there is none.
+//
+// What is returned has come from Reader. One object is read where Cache shows a product
+// that is Ready, and still is: for a list an API server waits, for 100 ms where it is asked
+// often, until its own cache is sure to have everything that was written before.
 func (f Finder) Lookup(ctx context.Context, namespace, productID string) (*v1alpha1.Product, error) {
+	if f.Cache != nil {
+		shown, err := Finder{Reader: f.Cache}.Lookup(ctx, namespace, productID)
+		if err == nil && shown != nil && Ready(shown) {
+			is := &v1alpha1.Product{}
+			err := f.Reader.Get(ctx, client.ObjectKeyFromObject(shown), is)
+			if client.IgnoreNotFound(err) != nil {
+				return nil, fmt.Errorf("read product %q in namespace %q: %w", shown.Name, namespace, err)
+			}
+			if err == nil && is.Spec.ProductID == productID && Ready(is) {
+				return is, nil
+			}
+		}
+	}
 	var list v1alpha1.ProductList
 	if err := f.Reader.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{FieldProductID: productID}); err != nil {
 		return nil, fmt.Errorf("list products with ID %q in namespace %q: %w", productID, namespace, err)

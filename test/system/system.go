@@ -7,12 +7,10 @@ package system
 
 import (
 	"context"
-	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -44,7 +42,6 @@ import (
 	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
-	"batchtask.dev/operator/internal/schedule"
 	"batchtask.dev/operator/internal/testenv"
 	"batchtask.dev/operator/internal/testobj"
 	"batchtask.dev/operator/webhook"
@@ -55,6 +52,16 @@ import (
 // its slot and, if no other is free, fails at the gate.
 const LongGrace = time.Minute
 
+const (
+	// longSkew is how far in the past a schedule may lie here, and longPatience how long a
+	// new product may take to become Ready: longer than a busy machine takes for that.
+	longSkew     = 30 * time.Second
+	longPatience = 20 * time.Second
+	// webhookTimeout is how long the API server waits for a webhook: longer than in
+	// production, for the same reason.
+	webhookTimeout = 30 * time.Second
+)
+
 // System is two replicas of the webhooks, each with a manager and a ledger of its
 // own, and the reconcilers on one of them, the leader.
 type System struct {
@@ -63,18 +70,18 @@ type System struct {
 	Warnings *Warnings
 	Client   client.WithWatch // collects warnings
 
-	Served [2]atomic.Int64 // calls by replica
+	Served [2]atomic.Int64 // calls by replica: half of those to each path
 }
 
 // Run starts a system that ends with the test.
 func Run(t *testing.T) *System {
 	t.Helper()
-	return RunWithGrace(t, LongGrace)
+	return RunWithGrace(t, LongGrace, clock.RealClock{})
 }
 
 // RunWithGrace is [Run] with another time that a slot is kept whose task does not
-// appear.
-func RunWithGrace(t *testing.T, grace time.Duration) *System {
+// appear, by that clock.
+func RunWithGrace(t *testing.T, grace time.Duration, slots clock.PassiveClock) *System {
 	t.Helper()
 	env := testenv.Start(t)
 	wake := &controllers.Wakeups{}
@@ -86,53 +93,56 @@ func RunWithGrace(t *testing.T, grace time.Duration) *System {
 		stop()
 		running.Wait()
 	})
-	var backends [2]*httputil.ReverseProxy
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	t.Cleanup(transport.CloseIdleConnections)
-	for i := range backends {
-		port := freePort(t)
-		mgr := newManager(t, env, port)
+	var replicas [2]*http.ServeMux
+	for i := range replicas {
+		mgr := newManager(t, env)
 		store, err := kube.New(ctx, mgr.GetCache(), env.Client)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ledger := quota.NewLedger(env.Client, env.Client, clock.RealClock{})
+		ledger := quota.NewLedger(env.Client, env.Client, slots)
 		admission := &webhook.BatchTask{
-			Live: mgr.GetAPIReader(), Products: product.Finder{Reader: mgr.GetAPIReader()}, Quota: ledger,
-			Matches: matches{store}, Clock: clock.RealClock{}, Skew: schedule.DefaultSkew,
+			Live: mgr.GetAPIReader(), Products: product.Finder{Reader: mgr.GetAPIReader(), Cache: mgr.GetClient()}, Quota: ledger,
+			Matches: matches{store}, Clock: clock.RealClock{}, Skew: longSkew, Patience: longPatience,
 		}
 		if err := admission.SetupWithManager(mgr); err != nil {
 			t.Fatal(err)
 		}
 		if i == 0 {
-			if err := controllers.Setup(ctx, mgr, controllers.Parts{
+			err = controllers.Setup(ctx, mgr, controllers.Parts{
 				Ledger: ledger, Store: store, Executor: s.Executor, Wake: wake, Clock: clock.RealClock{}, Grace: grace,
 				Metrics: controllers.NewMetrics(prometheus.NewRegistry(), mgr.GetClient()),
-			}); err != nil {
-				t.Fatal(err)
-			}
+			})
+		} else {
+			err = product.Index(ctx, mgr.GetFieldIndexer())
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 		running.Go(func() {
 			if err := mgr.Start(ctx); err != nil {
 				t.Errorf("running replica %d: %v", i, err)
 			}
 		})
-		WaitFor(t, "the webhooks to be served", func() (bool, any) {
-			err := mgr.GetWebhookServer().StartedChecker()(nil)
-			return err == nil, err
-		})
-		backends[i] = httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: fmt.Sprintf("127.0.0.1:%d", port)})
-		backends[i].Transport = transport
+		replicas[i] = mgr.GetWebhookServer().WebhookMux()
 	}
-	var calls atomic.Int64
+	// The replicas take turns for each path: if they did for all calls, one might set the
+	// defaults of all tasks and the other admit them.
+	var turns sync.Map    // by path
+	var patience sync.Map // by path, as the API server says with each call
 	front := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		turn := calls.Add(1) % 2
+		calls, _ := turns.LoadOrStore(r.URL.Path, new(atomic.Int64))
+		turn := calls.(*atomic.Int64).Add(1) % 2
 		s.Served[turn].Add(1)
-		backends[turn].ServeHTTP(w, r)
+		patience.Store(r.URL.Path, r.URL.Query().Get("timeout"))
+		replicas[turn].ServeHTTP(w, r)
 	})}
 	s.serve(t, front)
 
-	s.patience(t)
+	s.patience(t, &patience)
+	for i := range s.Served {
+		s.Served[i].Store(0)
+	}
 	config := rest.CopyConfig(env.Config)
 	config.WarningHandlerWithContext = s.Warnings
 	var err error
@@ -142,11 +152,12 @@ func RunWithGrace(t *testing.T, grace time.Duration) *System {
 	return s
 }
 
-// patience lets the API server wait longer for the webhooks than in production:
-// a busy machine that tests with the race detector may be slow.
-func (s *System) patience(t *testing.T) {
+// patience lets the API server wait longer for the webhooks, and returns when it calls
+// each of them and does so: it takes a moment to know of webhooks, and until then it
+// would store tasks that nobody has admitted.
+func (s *System) patience(t *testing.T, seen *sync.Map) {
 	t.Helper()
-	patch := client.RawPatch(types.JSONPatchType, []byte(`[{"op":"replace","path":"/webhooks/0/timeoutSeconds","value":30}]`))
+	patch := client.RawPatch(types.JSONPatchType, fmt.Appendf(nil, `[{"op":"replace","path":"/webhooks/0/timeoutSeconds","value":%d}]`, int(webhookTimeout.Seconds())))
 	for _, configuration := range []client.Object{
 		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-validating"}},
 		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-mutating"}},
@@ -155,14 +166,29 @@ func (s *System) patience(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	WaitFor(t, "the API server to call the webhooks", func() (bool, any) {
+		probe := testobj.BatchTask("probe").In(metav1.NamespaceDefault).Product("NONE").Publish("event", "x").Obj()
+		err := s.Env.Client.Create(t.Context(), probe, client.DryRunAll)
+		known := 0
+		seen.Range(func(_, timeout any) bool {
+			if timeout == webhookTimeout.String() {
+				known++
+			}
+			return true
+		})
+		return known == 2, err
+	})
 }
 
 // serve answers the API server's calls, at the address that it has been given.
 func (s *System) serve(t *testing.T, server *http.Server) {
 	t.Helper()
-	address := net.JoinHostPort(s.Env.Webhook.LocalServingHost, fmt.Sprint(s.Env.Webhook.LocalServingPort))
-	listener, err := net.Listen("tcp", address)
+	file, err := s.Env.WebhookListener.File() // a copy, for the server closes what it listens on
 	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.FileListener(file)
+	if err := errors.Join(err, file.Close()); err != nil {
 		t.Fatal(err)
 	}
 	directory := s.Env.Webhook.LocalServingCertDir
@@ -177,14 +203,22 @@ func (s *System) serve(t *testing.T, server *http.Server) {
 	})
 }
 
-func newManager(t *testing.T, env *testenv.Env, port int) ctrl.Manager {
+// replica holds the webhooks of a manager. It needs no port of its own, which might be
+// taken: the system serves them.
+type replica struct{ webhookserver.Server }
+
+// Start implements [webhookserver.Server].
+func (replica) Start(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+func newManager(t *testing.T, env *testenv.Env) ctrl.Manager {
 	t.Helper()
 	mgr, err := ctrl.NewManager(env.Config, ctrl.Options{
 		Scheme: testenv.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
-		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
-		WebhookServer: webhookserver.NewServer(webhookserver.Options{
-			Host: "127.0.0.1", Port: port, CertDir: env.Webhook.LocalServingCertDir,
-		}),
+		Controller:    config.Controller{SkipNameValidation: ptr.To(true)},
+		WebhookServer: replica{webhookserver.NewServer(webhookserver.Options{})},
 	})
 	if err != nil {
 		t.Fatalf("making a manager: %v", err)
@@ -192,22 +226,18 @@ func newManager(t *testing.T, env *testenv.Env, port int) ctrl.Manager {
 	return mgr
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
-}
-
-// matches counts as the manager does.
+// matches counts as the manager does, but waits for its cache as long as its caller does.
 type matches struct{ store fleet.Store }
 
 func (m matches) CountMatches(ctx context.Context, task *v1alpha1.BatchTask) (int64, error) {
-	if err := m.store.Sync(ctx, task.Namespace); err != nil {
-		return 0, err
+	for {
+		err := m.store.Sync(ctx, task.Namespace)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return 0, err
+		}
 	}
 	return m.store.Count(ctx, fleet.Query{
 		Product: fleet.Product{Namespace: task.Namespace, ProductID: task.Spec.ProductID},
@@ -359,7 +389,7 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 			}
 			revisions++
 			greatest = max(greatest, count(all))
-			latest.Store(max(latest.Load(), revision(object)))
+			latest.Store(max(latest.Load(), Revision(object)))
 		}
 	}()
 	stop := sync.OnceFunc(func() {
@@ -375,7 +405,7 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 			t.Fatal(err)
 		}
 		_ = meta.EachListItem(now, func(object runtime.Object) error {
-			last = max(last, revision(object.(T)))
+			last = max(last, Revision(object.(T)))
 			return nil
 		})
 		WaitUpTo(t, time.Minute, "the watch to tell what has happened", func() (bool, any) { return latest.Load() >= last, latest.Load() })
@@ -386,8 +416,8 @@ func NeverMoreThan[T client.Object](t *testing.T, s *System, most int, list clie
 	}
 }
 
-// revision is the number of the write that made the object what it is.
-func revision(object client.Object) uint64 {
+// Revision is the number of the write that made the object what it is.
+func Revision(object client.Object) uint64 {
 	n, _ := strconv.ParseUint(object.GetResourceVersion(), 10, 64)
 	return n
 }
