@@ -37,7 +37,7 @@ func readScale() (scale, error) {
 	switch size := os.Getenv("BENCH"); size {
 	case "quick":
 		return scale{
-			publishRounds: 3, latencies: 50,
+			publishRounds: 3, latencies: 20,
 			smallNamespaces: 50, smallRounds: 1,
 			frontRounds: 1, frontPairs: 40,
 			shadowTrips: 200, shadowStep: 400 * time.Millisecond,
