@@ -45,6 +45,8 @@ func TestAcknowledged(t *testing.T) {
 	shadow("a", 2)
 	shadow("b", 1) // the older task alone
 	want(1, v1alpha1.TaskPhaseProcessing)
+	// It is Processing a moment before it has a run.
+	waitFor(t, "the task to run", func() (bool, any) { return op.executor.Working(task.UID), nil })
 	op.executor.Set(client.ObjectKeyFromObject(task), executor.Progress{Matched: 3, Succeeded: 3, Cursor: "c", Outcome: executor.OutcomeServed})
 	want(1, v1alpha1.TaskPhaseDone)
 	shadow("b", 2)

@@ -10,6 +10,7 @@ import (
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -134,6 +135,20 @@ func (op *operator) patch(t *testing.T, object client.Object, patch string) {
 	}
 }
 
+// look returns when the reconciler has looked at a task, which waits or has finished, as
+// everything is now. One look may be under way already; the next one has ended when a third
+// begins.
+func (op *operator) look(t *testing.T, task *v1alpha1.BatchTask) {
+	t.Helper()
+	name := client.ObjectKeyFromObject(task)
+	before := op.executor.Looks(name)
+	waitFor(t, "the reconciler to look at "+task.Name, func() (bool, any) {
+		looks := op.executor.Looks(name) - before
+		op.executor.Notify(name)
+		return looks >= 3, looks
+	})
+}
+
 // waitTask waits until a task is as wanted, and returns it.
 func (op *operator) waitTask(t *testing.T, name types.NamespacedName, what string, as func(*v1alpha1.BatchTask) bool) *v1alpha1.BatchTask {
 	t.Helper()
@@ -171,7 +186,8 @@ func (op *operator) waitProduct(t *testing.T, namespace string, ready metav1.Con
 func (op *operator) slots(t *testing.T, namespace string) []string {
 	t.Helper()
 	ledger := &v1alpha1.TaskQuota{}
-	if err := op.env.Client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, ledger); err != nil {
+	err := op.env.Client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: v1alpha1.TaskQuotaName}, ledger)
+	if err != nil && !apierrors.IsNotFound(err) { // it is made in a moment
 		t.Fatalf("reading the TaskQuota of %s: %v", namespace, err)
 	}
 	return slotNames(ledger)
@@ -197,6 +213,8 @@ var (
 type history[T client.Object] struct {
 	mu     sync.Mutex
 	states []T
+	latest uint64 // the last revision
+	list   func() (client.ObjectList, error)
 	stop   func()
 }
 
@@ -207,7 +225,10 @@ func record[T client.Object](t *testing.T, env *testenv.Env, list client.ObjectL
 	if err != nil {
 		t.Fatalf("watching %T: %v", list, err)
 	}
-	h := &history[T]{}
+	h := &history[T]{list: func() (client.ObjectList, error) {
+		now := list.DeepCopyObject().(client.ObjectList)
+		return now, env.Client.List(t.Context(), now, options...)
+	}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -221,7 +242,7 @@ func record[T client.Object](t *testing.T, env *testenv.Env, list client.ObjectL
 				object.SetDeletionTimestamp(&now)
 			}
 			h.mu.Lock()
-			h.states = append(h.states, object)
+			h.states, h.latest = append(h.states, object), max(h.latest, system.Revision(object))
 			h.mu.Unlock()
 		}
 	}()
@@ -233,8 +254,24 @@ func record[T client.Object](t *testing.T, env *testenv.Env, list client.ObjectL
 	return h
 }
 
-// all returns the revisions that have been seen, in their order.
-func (h *history[T]) all() []T {
+// all returns all revisions until now, in their order. The watch may be behind what has
+// been read.
+func (h *history[T]) all(t *testing.T) []T {
+	t.Helper()
+	now, err := h.list()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last uint64
+	_ = meta.EachListItem(now, func(object runtime.Object) error {
+		last = max(last, system.Revision(object.(T)))
+		return nil
+	})
+	waitFor(t, "the watch to tell what has happened", func() (bool, any) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.latest >= last, h.latest
+	})
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.states)

@@ -69,7 +69,7 @@ func TestProductIDBelongsToTheOldest(t *testing.T) {
 	}
 	op.waitProduct(t, second, metav1.ConditionTrue, v1alpha1.ReasonProductReady)
 	waitFor(t, "the task to run", func() (bool, any) { return len(op.executor.Runs(task.UID)) == 1, nil })
-	neverBothReady(t, watched.all())
+	neverBothReady(t, watched.all(t))
 }
 
 // Products that are made in the same second have no order of age, and the cache
@@ -114,7 +114,7 @@ func TestProductsMadeTogetherAreNeverBothReady(t *testing.T) {
 			return ready == 1 && product.Ready(product.Owner(list.Items)), ready
 		})
 	}
-	neverBothReady(t, watched.all())
+	neverBothReady(t, watched.all(t))
 }
 
 func TestProductCountsItsDevices(t *testing.T) {

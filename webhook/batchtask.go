@@ -3,6 +3,7 @@
 package webhook
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,6 +54,8 @@ type BatchTask struct {
 	Matches  MatchCounter
 	Clock    clock.PassiveClock
 	Skew     time.Duration // how far in the past a schedule may lie
+	// Patience is how long a new product may take to become Ready; 0 stands for 3 s.
+	Patience time.Duration
 }
 
 var (
@@ -134,8 +137,8 @@ func (w *BatchTask) validate(ctx context.Context, task *v1alpha1.BatchTask) erro
 // has just been created gets a moment to become Ready, so that a product and its
 // tasks can be applied in one go.
 func (w *BatchTask) readyProduct(ctx context.Context, task *v1alpha1.BatchTask) (*v1alpha1.Product, error) {
-	const patience, interval = 3 * time.Second, 50 * time.Millisecond
-	give := time.After(patience)
+	const defaultPatience, interval = 3 * time.Second, 50 * time.Millisecond
+	give := time.After(cmp.Or(w.Patience, defaultPatience))
 	for {
 		product, err := w.Products.Lookup(ctx, task.Namespace, task.Spec.ProductID)
 		if err != nil {

@@ -61,8 +61,9 @@ func TestLimitOfFive(t *testing.T) {
 	if len(admitted) != 5 {
 		t.Fatalf("%d of 200 tasks were admitted, want 5", len(admitted))
 	}
+	// Each task is two calls, and the replicas take turns: each defaults and admits 100.
 	for i := range s.Served {
-		if s.Served[i].Load() < 50 {
+		if s.Served[i].Load() < 200 {
 			t.Errorf("replica %d answered %d calls only", i, s.Served[i].Load())
 		}
 	}

@@ -211,7 +211,7 @@ func TestReleaseInALeavingNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	ledger := NewLedger(env.Client, env.Client, clock.RealClock{})
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for ledger.Bind(t.Context(), holder(namespace, "task")) == nil { // the API server takes a moment to know
 		if time.Now().After(deadline) {
 			t.Fatal("a slot was bound in a namespace that is being deleted")

@@ -22,6 +22,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -65,6 +66,9 @@ type Env struct {
 	// Webhook says where the API server expects the webhooks, if they were asked
 	// for with WithWebhooks: host, port and the directory of the certificate.
 	Webhook envtest.WebhookInstallOptions
+	// WebhookListener keeps that address, or else another process could take it before the
+	// webhooks are served and between two tests. Who serves them listens on a copy of it.
+	WebhookListener *net.TCPListener
 	// KubeConfig is Config as the content of a kubeconfig file.
 	KubeConfig []byte
 
@@ -168,10 +172,16 @@ func start(s settings) (*Env, error) {
 	if err != nil {
 		return nil, err
 	}
+	var listener *net.TCPListener
+	if s.webhooks {
+		if listener, err = net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+			return nil, fmt.Errorf("looking for an address of the webhooks: %w", err)
+		}
+	}
 	var environment *envtest.Environment
 	var config *rest.Config
 	for range starts {
-		environment = newEnvironment(root, binaries, s)
+		environment = newEnvironment(root, binaries, listener)
 		if config, err = environment.Start(); err == nil {
 			break
 		}
@@ -186,15 +196,17 @@ func start(s settings) (*Env, error) {
 		return nil, errors.Join(fmt.Errorf("making a client: %w", err), environment.Stop())
 	}
 	return &Env{
-		Config:      config,
-		Client:      c,
-		Webhook:     environment.WebhookInstallOptions,
-		KubeConfig:  environment.KubeConfig,
-		environment: environment,
+		Config:          config,
+		Client:          c,
+		Webhook:         environment.WebhookInstallOptions,
+		WebhookListener: listener,
+		KubeConfig:      environment.KubeConfig,
+		environment:     environment,
 	}, nil
 }
 
-func newEnvironment(root, binaries string, s settings) *envtest.Environment {
+// newEnvironment is a control plane with webhooks at that address; with none for nil.
+func newEnvironment(root, binaries string, webhooks *net.TCPListener) *envtest.Environment {
 	environment := &envtest.Environment{
 		Scheme:                   Scheme(),
 		BinaryAssetsDirectory:    binaries,
@@ -205,8 +217,11 @@ func newEnvironment(root, binaries string, s settings) *envtest.Environment {
 		ControlPlaneStartTimeout: startTimeout,
 		ControlPlaneStopTimeout:  stopTimeout,
 	}
-	if s.webhooks {
+	if webhooks != nil {
+		address := webhooks.Addr().(*net.TCPAddr) //nolint:forcetypeassert // a TCPListener has no other
 		environment.WebhookInstallOptions.Paths = []string{filepath.Join(root, "config", "webhook")}
+		environment.WebhookInstallOptions.LocalServingHost = address.IP.String()
+		environment.WebhookInstallOptions.LocalServingPort = address.Port
 	}
 	return environment
 }

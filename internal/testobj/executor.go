@@ -20,6 +20,7 @@ type Executor struct {
 	mu    sync.Mutex
 	runs  map[types.NamespacedName]*fakeRun
 	begun map[types.UID][]executor.Task
+	looks map[types.NamespacedName]int
 }
 
 type fakeRun struct {
@@ -53,6 +54,7 @@ func (e *Executor) Ensure(task executor.Task) {
 func (e *Executor) Progress(name types.NamespacedName, uid types.UID) (executor.Progress, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.looked(name)
 	if run, ok := e.runs[name]; ok && run.task.UID == uid {
 		return run.progress, true
 	}
@@ -86,7 +88,23 @@ func (e *Executor) end(name types.NamespacedName, uid types.UID, outcome executo
 func (e *Executor) Forget(name types.NamespacedName) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.looked(name)
 	delete(e.runs, name)
+}
+
+func (e *Executor) looked(name types.NamespacedName) {
+	if e.looks == nil {
+		e.looks = map[types.NamespacedName]int{}
+	}
+	e.looks[name]++
+}
+
+// Looks returns how often Progress and Forget have been called for a task. A reconciler
+// that looks at a task calls one of them: once for a task that waits or has finished.
+func (e *Executor) Looks(name types.NamespacedName) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.looks[name]
 }
 
 // Working implements the executor's part.
