@@ -6,10 +6,13 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
+	uberzap "go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/klog/v2"
@@ -45,10 +48,28 @@ func (o *servingOptions) bind(flags *pflag.FlagSet) {
 
 // logger returns the log, and makes it that of all libraries.
 func (o *servingOptions) logger() logr.Logger {
-	log := zap.New(zap.UseFlagOptions(&o.log))
+	log := o.newLogger()
 	ctrl.SetLogger(log)
 	klog.SetLogger(log.WithName("client-go"))
 	return log
+}
+
+func (o *servingOptions) newLogger() logr.Logger { return zap.New(zap.UseFlagOptions(&o.log), unsampled) }
+
+// unsampled keeps every line of the log. The default for production leaves out most of more
+// than a hundred a second that are alike, as those of the HTTP front's calls are, unless a
+// level of -2 is logged; so that is what the core takes, and the level is raised again after it.
+func unsampled(o *zap.Options) {
+	const unsampledLevel = zapcore.Level(-2)
+	var level zapcore.LevelEnabler = zapcore.InfoLevel
+	if o.Level != nil {
+		level = o.Level
+	}
+	if o.Development || level.Enabled(unsampledLevel) {
+		return
+	}
+	o.Level = unsampledLevel
+	o.ZapOpts = append(slices.Clip(o.ZapOpts), uberzap.IncreaseLevel(level))
 }
 
 func (o *servingOptions) metrics() metricsserver.Options {

@@ -28,6 +28,11 @@ import (
 	"batchtask.dev/operator/internal/shim"
 )
 
+// maxHeaderBytes bounds the header of a call, of which the query is a part: four times what
+// a task with the longest payload takes with all of it percent-encoded. It is read before
+// anybody has shown credentials.
+const maxHeaderBytes = 256 << 10
+
 func shimCommand() *cobra.Command {
 	opts := &shimOptions{}
 	cmd := &cobra.Command{
@@ -80,7 +85,7 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 		Client: live, Shadows: &router.Shadows{Products: live, Kubernetes: kube.NewShadows(live), Databases: databases}, Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
 		Log: log.WithName("access"), Metrics: counted,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{
-			Hosts: opts.hosts, Window: opts.clockWindow, Limiter: shim.NewLimits(opts.rate, opts.burst, clk),
+			Hosts: opts.hosts, Window: opts.clockWindow, MaxNonces: opts.maxNonces(), Limiter: shim.NewLimits(opts.rate, opts.burst, clk),
 		}),
 	})
 	server := &manager.Server{
@@ -91,7 +96,7 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 			ReadTimeout:       30 * time.Second,
 			WriteTimeout:      30*time.Second + 2*opts.callTimeout + 10*time.Second,
 			IdleTimeout:       90 * time.Second,
-			MaxHeaderBytes:    2 * qcloud.MaxBytes, // a query is part of the header
+			MaxHeaderBytes:    maxHeaderBytes,
 		},
 	}
 	if err := mgr.Add(serveWhen{synced, pool, server}); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -49,7 +50,13 @@ func (o *shimOptions) bind(flags *pflag.FlagSet) {
 
 	flags.DurationVar(&o.callTimeout, "call-timeout", shim.DefaultTimeout, "how long a call may take")
 	flags.DurationVar(&o.shutdownTimeout, "shutdown-timeout", 20*time.Second, "how long calls in flight may take to end when the shim is stopped")
-	flags.IntVar(&o.maxInFlight, "max-in-flight", shim.DefaultMaxInFlight, "how many calls are worked on at once, each of up to 1 MiB; others wait")
+	flags.IntVar(&o.maxInFlight, "max-in-flight", shim.DefaultMaxInFlight, "how many calls are worked on at once; others wait")
+}
+
+// maxNonces is how many calls of a SecretId are remembered, which is as many as its rate
+// allows in the time that a Timestamp can be accepted: one that lies ahead counts longest.
+func (o *shimOptions) maxNonces() int {
+	return max(qcloud.DefaultMaxNonces, o.burst+int(math.Ceil(o.rate*2*o.clockWindow.Seconds())))
 }
 
 // validate names the first setting that cannot work.

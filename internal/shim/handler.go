@@ -38,8 +38,8 @@ type Options struct {
 	// Timeout bounds each call, once its body has been read, to its answer; a
 	// positive time ([DefaultTimeout]).
 	Timeout time.Duration
-	// MaxInFlight is how many calls are worked on at once, which bounds memory;
-	// others wait ([DefaultMaxInFlight]).
+	// MaxInFlight is how many calls are worked on at once; others wait, with bodies of
+	// up to 64 KiB ([DefaultMaxInFlight]). At most 16 calls have a longer one.
 	MaxInFlight int
 	// Log gets one line a call, without anything that callers send to devices.
 	Log logr.Logger
@@ -53,6 +53,7 @@ type Handler struct {
 	tasks   tasks
 	devices devices
 	slots   chan struct{}
+	long    chan struct{} // calls with long bodies
 }
 
 var _ http.Handler = (*Handler)(nil)
@@ -73,6 +74,7 @@ func NewHandler(options Options) *Handler {
 			publisher: options.Publisher, clock: options.Clock,
 		},
 		slots: make(chan struct{}, options.MaxInFlight),
+		long:  make(chan struct{}, maxLong),
 	}
 }
 
@@ -120,6 +122,11 @@ func (h *Handler) answer(r *http.Request, x *exchange) (result qcloud.Result, er
 			result, err = nil, &qcloud.Error{Kind: qcloud.KindInternal, Err: fmt.Errorf("panic: %v", cause)}
 		}
 	}()
+	received, err := h.receive(r)
+	if err != nil {
+		return nil, err
+	}
+	defer received()
 	if err := h.enter(r.Context()); err != nil {
 		return nil, err
 	}

@@ -1,8 +1,14 @@
 package shim_test
 
 import (
+	"bufio"
 	"context"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,15 +25,25 @@ import (
 const internalText = "（10100）内部服务器错误，请联系技术人员"
 
 // The API server out of reach is an internal error in bounded time, whether it
-// refuses connections or takes them and says nothing.
+// refuses connections, takes them and says nothing, or takes the request too.
 func TestUnreachable(t *testing.T) {
 	s := system.Run(t)
 	for _, test := range []struct {
 		name  string
-		serve func(net.Listener)
+		serve func(*testing.T, net.Listener)
 	}{
-		{"refuses", func(l net.Listener) { _ = l.Close() }},
-		{"is silent", func(net.Listener) {}},
+		{"refuses", func(_ *testing.T, l net.Listener) { _ = l.Close() }},
+		{"is silent", func(*testing.T, net.Listener) {}},
+		{"does not answer", func(t *testing.T, l net.Listener) { // here nothing but the front's time-out ends the wait
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body) // or the server does not see that its caller has gone
+				<-r.Context().Done()
+			}))
+			_ = server.Listener.Close()
+			server.Listener = l
+			server.StartTLS()
+			t.Cleanup(server.Close)
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -35,9 +51,10 @@ func TestUnreachable(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = listener.Close() })
-			test.serve(listener)
+			test.serve(t, listener)
 			config := rest.CopyConfig(s.Env.Config)
 			config.Host = listener.Addr().String()
+			config.TLSClientConfig = rest.TLSClientConfig{Insecure: true}
 			// With the mapper of the good one: discovery is for the start.
 			dead, err := client.New(config, client.Options{Scheme: testenv.Scheme(), Mapper: s.Env.Client.RESTMapper()})
 			if err != nil {
@@ -98,6 +115,34 @@ func TestLostAnswer(t *testing.T) {
 	}
 	if got := c.v2(t, "POST", map[string]string{"Action": "ListTasks", "pageNum": "1", "pageSize": "10"}); got["taskTotalCount"] != 1.0 {
 		t.Errorf("the caller cannot find its task: %v", got)
+	}
+}
+
+// Callers that are slow to send their bodies, and have shown no credentials yet, keep
+// nobody else from being served.
+func TestSlowBodies(t *testing.T) {
+	s := system.Run(t)
+	f := startFront(t, s, settings{maxInFlight: 1})
+	c := f.newCaller(t)
+	for i, size := range slices.Concat(slices.Repeat([]int{1000}, 3), slices.Repeat([]int{200_000}, 40)) {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if _, err := fmt.Fprintf(conn, "POST /v2/index.php HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", size); err != nil {
+			t.Fatal(err)
+		}
+		// The server says so when the front begins to read.
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
+			t.Fatalf("caller %d is answered %q, %v", i, line, err)
+		}
+		if _, err := conn.Write(make([]byte, size/2)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := c.v2(t, "POST", c.message(nil)); got["code"] != 0.0 {
+		t.Errorf("CreateTask is answered %v", got)
 	}
 }
 

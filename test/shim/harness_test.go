@@ -59,6 +59,8 @@ type settings struct {
 	timeout time.Duration
 	rate    float64
 	burst   int
+
+	maxInFlight int
 }
 
 // startFront serves the API, with credentials from Secrets, until the test ends.
@@ -109,7 +111,7 @@ func startFront(t *testing.T, s *system.System, set settings) *front {
 		publisher = pool
 	}
 	server := httptest.NewServer(shim.NewHandler(shim.Options{
-		Client: set.client, Shadows: kube.NewShadows(set.client), Publisher: publisher, Clock: clk, Timeout: set.timeout, Log: logr.New(f.log.sink()), Metrics: metrics,
+		Client: set.client, Shadows: kube.NewShadows(set.client), Publisher: publisher, Clock: clk, Timeout: set.timeout, MaxInFlight: set.maxInFlight, Log: logr.New(f.log.sink()), Metrics: metrics,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{Limiter: shim.NewLimits(set.rate, set.burst, clk)}),
 	}))
 	t.Cleanup(server.Close)

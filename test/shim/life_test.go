@@ -262,13 +262,15 @@ func TestList(t *testing.T) {
 		}
 	}
 	seen := map[string]bool{}
-	last := pages[0]["createTime"].(float64)
-	for _, task := range pages {
+	for i, task := range pages {
 		seen[task["id"].(string)] = true
-		if at := task["createTime"].(float64); at > last {
-			t.Errorf("%v stands after an older one", task)
-		} else {
-			last = at
+		if i > 0 {
+			// Of one second, the one with the greater ID comes first: pages need some order.
+			before := pages[i-1]
+			at, atBefore := task["createTime"].(float64), before["createTime"].(float64)
+			if at > atBefore || at == atBefore && task["id"].(string) >= before["id"].(string) {
+				t.Errorf("%v stands after %v", task, before)
+			}
 		}
 		if keys := strings.Join(sortedKeys(task), ","); keys != "createTime,errMsg,id,productID,retCode,status,type,updateTime" {
 			t.Errorf("a list tells %s", keys)
