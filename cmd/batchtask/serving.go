@@ -54,7 +54,9 @@ func (o *servingOptions) logger() logr.Logger {
 	return log
 }
 
-func (o *servingOptions) newLogger() logr.Logger { return zap.New(zap.UseFlagOptions(&o.log), unsampled) }
+func (o *servingOptions) newLogger() logr.Logger {
+	return zap.New(zap.UseFlagOptions(&o.log), unsampled)
+}
 
 // unsampled keeps every line of the log. The default for production leaves out most of more
 // than a hundred a second that are alike, as those of the HTTP front's calls are, unless a

@@ -55,4 +55,3 @@ type readBody struct {
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
-
