@@ -125,7 +125,7 @@ func (s *suite) testNode(t *testing.T) {
 	}
 	a := s.newAccount(t, "node", "NODE123456")
 	a.run(t, "node", "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
-	// One file after the other: each counts its Nonces from 1, and all have one account.
+	// One file after the other: all have one account, and each counts its Nonces from the time.
 	output := a.run(t, "node", "node", "--test", "--test-concurrency=1", "--test-reporter=tap")
 	if !strings.Contains(output, "\n# skipped 0\n") {
 		t.Errorf("tests were skipped:\n%s", output)

@@ -29,8 +29,9 @@ export const ways = ['POST', 'GET'].flatMap((method) =>
 
 // The client draws its Nonce from 65,536 numbers. Tests make so many calls a second
 // that two would have the same one now and then, and the second be refused as seen
-// before; so here they are counted.
-let nonce = 0
+// before; so here they are counted, from the millisecond: another file, which begins later,
+// then begins with a greater number than this one has come to.
+let nonce = Date.now() % 65536
 Math.random = () => (++nonce % 65536) / 65535
 
 // call makes one call and returns the answer. The options are those of the client;
