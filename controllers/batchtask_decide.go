@@ -177,6 +177,9 @@ func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision 
 	case devices.Failed > 0:
 		return d.fail(task, seen, v1alpha1.ReasonDevicesFailed, retCodeDevices,
 			fmt.Sprintf("%d of %d devices failed, see status.failures", devices.Failed, devices.Matched))
+	case devices.Matched == 0 && seen.progress.Outcome == executor.OutcomeExpired && !seen.product.exists:
+		return d.fail(task, seen, v1alpha1.ReasonProductNotFound, retCodeProduct, fmt.Sprintf(
+			"spec.productID: the namespace has no Product with ID %q any more, and its devices had not been counted", task.Spec.ProductID))
 	case devices.Matched == 0:
 		d.warning = true
 		d.status.Percent = 100

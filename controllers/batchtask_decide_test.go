@@ -190,12 +190,16 @@ func TestDecide(t *testing.T) {
 			{"product gone", goneProduct, due, true},
 			{"product held, after the deadline", heldProduct, late, false},
 		} {
-			wantRun := r.want
+			wantRun, wantCancelled := r.want, r.cancelled
 			if c.held && wantRun.Action == actStart {
 				wantRun = with(held, func(w *want) { w.Wake = 86400 * time.Second })
 				if r.progress != nil {
 					wantRun.Action = actSuspend
 				}
+			}
+			if r.name == "expired with none" && c.name == "product gone" { // nobody has counted them
+				wantRun = failed(v1alpha1.ReasonProductNotFound, 10004)
+				wantCancelled = wantRun
 			}
 			seen := observation{now: c.now, product: c.product, progress: r.progress}
 			task := inPhase(v1alpha1.TaskPhaseProcessing).Change(func(task *v1alpha1.BatchTask) {
@@ -203,7 +207,7 @@ func TestDecide(t *testing.T) {
 			})
 			rows = append(rows,
 				row{r.name + ", " + c.name, task.Obj(), seen, wantRun},
-				row{r.name + ", cancelled, " + c.name, task.Cancel().Obj(), seen, r.cancelled})
+				row{r.name + ", cancelled, " + c.name, task.Cancel().Obj(), seen, wantCancelled})
 		}
 	}
 

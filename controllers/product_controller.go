@@ -78,10 +78,11 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if errors.Is(err, fleet.ErrNotReady) {
 		return reconcile.Result{RequeueAfter: countDelay}, nil
 	}
-	if err != nil {
-		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonFleetUnavailable, Message: "The devices cannot be read: " + err.Error()}
-	} else {
+	switch {
+	case err == nil:
 		status.DeviceCount = total
+	case ready.Status == metav1.ConditionTrue: // an ID that belongs to another comes first
+		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonFleetUnavailable, Message: "The devices cannot be read: " + err.Error()}
 	}
 	r.setReady(p, status, ready)
 	if writeErr := r.write(ctx, p, status); writeErr != nil {

@@ -18,7 +18,7 @@ type databaseOptions struct {
 }
 
 func (o *databaseOptions) bind(flags *pflag.FlagSet) {
-	flags.Int32Var(&o.connections, "database-connections", postgres.DefaultMaxConns, "connections to each database of a Postgres fleet, at most")
+	flags.Int32Var(&o.connections, "database-connections", postgres.DefaultMaxConns, "connections of this process for each Secret that names a database, at most")
 }
 
 func (o *databaseOptions) validate() error {

@@ -13,7 +13,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -102,22 +104,27 @@ func run(ctx context.Context, only []string) error {
 	if err := checkPrograms(chosen); err != nil {
 		return err
 	}
+	path := filepath.Join(root, "bin", "bench.json")
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // that of a former run says nothing of this one
+		return err
+	}
 	var figures []figure
+	var failed error
 	for _, c := range chosen {
-		measured, err := c.run(ctx, root, assets)
+		var measured []figure
+		measured, failed = c.run(ctx, root, assets)
 		figures = append(figures, measured...)
-		if err != nil {
-			show(os.Stdout, figures)
-			return fmt.Errorf("case %s: %w", c.name, err)
+		if failed != nil {
+			failed = fmt.Errorf("case %s, and none after it was measured: %w", c.name, failed)
+			break
 		}
 	}
 	show(os.Stdout, figures)
-	path := filepath.Join(root, "bin", "bench.json")
 	if err := save(path, figures); err != nil {
-		return err
+		return errors.Join(failed, err)
 	}
 	fmt.Println("\nwritten to", path)
-	return nil
+	return failed
 }
 
 // run measures one case in an environment of its own.

@@ -16,7 +16,12 @@ import (
 // The limit: packets made by hand, written through a buffer as fast as the window
 // lets, acknowledgements counted. Nothing retries, nothing is kept.
 
-const writerWindow = 1000
+const (
+	writerWindow = 1000
+	// writerTimeout is how long one connection may take: a message that is not
+	// acknowledged would be waited for for ever.
+	writerTimeout = 5 * time.Minute
+)
 
 // bestWriter publishes one message for each name and returns the best rate of 1, 2
 // and 4 connections, in messages a second.
@@ -49,8 +54,17 @@ func writeAll(ctx context.Context, brokerURL string, names []string, connections
 	started := time.Now()
 	for i, conn := range conns {
 		part := names[len(names)*i/connections : len(names)*(i+1)/connections]
+		if err := conn.SetDeadline(time.Now().Add(writerTimeout)); err != nil {
+			return 0, err
+		}
 		wg.Go(func() { errs[i] = write(conn, part, writerWindow/connections) })
 	}
+	stop := context.AfterFunc(ctx, func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	})
+	defer stop()
 	wg.Wait()
 	return float64(len(names)) / time.Since(started).Seconds(), errors.Join(errs...)
 }
@@ -105,7 +119,11 @@ func write(conn net.Conn, names []string, window int) error {
 			if err := w.Flush(); err != nil {
 				return err
 			}
-			slots <- struct{}{}
+			select {
+			case slots <- struct{}{}:
+			case err := <-acked: // nobody frees the window any more
+				return err
+			}
 		}
 		body := 2 + len(productID) + 1 + len(name) + 1 + len(topic) + 2 + len(payload)
 		packet = append(packet[:0], 0x32, byte(body))

@@ -2,8 +2,10 @@ package executor
 
 import (
 	"context"
+	"errors"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
 )
 
 // How a run ends. The three ways to end it before every device has its result
@@ -106,19 +108,32 @@ func (r *run) countRest() bool {
 	r.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
 	r.mu.Unlock()
 	const doing = "counting the devices that were not reached"
+	noProduct := false
 	if !r.persistIn(r.life, doing, func(ctx context.Context) error {
 		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
 			return err
 		}
-		return r.openResults(ctx)
+		err := r.openResults(ctx)
+		if noProduct = errors.Is(err, fleet.ErrNoProduct); noProduct {
+			return nil
+		}
+		return err
 	}) {
 		return false
+	}
+	if noProduct {
+		r.countUnnamed()
+		return true
 	}
 	if results := r.keptIn(); results != nil {
 		return r.recordRest(results)
 	}
 	return r.persistIn(r.life, doing, func(ctx context.Context) error {
 		names, more, err := r.exec.store.Scan(ctx, r.query(r.at), MaxFailures)
+		if errors.Is(err, fleet.ErrNoProduct) {
+			r.countUnnamed()
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -136,4 +151,13 @@ func (r *run) countRest() bool {
 		r.tracker.failed += others
 		return nil
 	})
+}
+
+// countUnnamed counts as failed what has no result of the devices that matched when the
+// task began. It is for a product that is gone: nobody can say any more which they are.
+func (r *run) countUnnamed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tracker.failed += max(0, r.matched-r.tracker.succeeded-r.tracker.failed)
+	r.safe = r.snapshotLocked()
 }

@@ -23,6 +23,8 @@ type devices struct {
 	apply func(name string) fleet.DesiredResult
 	// scanFaults is how many calls of Scan fail before one succeeds.
 	scanFaults int
+	// noProduct says that the product has been deleted.
+	noProduct bool
 	// applyFaults is how many calls of ApplyDesired fail before one succeeds, and
 	// applyTakes how long it takes over each device.
 	applyFaults int
@@ -54,6 +56,10 @@ func (d *devices) Count(_ context.Context, q fleet.Query) (int64, error) {
 
 func (d *devices) Scan(_ context.Context, q fleet.Query, limit int) ([]string, bool, error) {
 	d.mu.Lock()
+	if d.noProduct {
+		d.mu.Unlock()
+		return nil, false, fleet.ErrNoProduct
+	}
 	if d.scanFaults > 0 {
 		d.scanFaults--
 		d.mu.Unlock()

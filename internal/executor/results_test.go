@@ -22,6 +22,11 @@ type keeper struct{ *devices }
 var _ fleet.ResultsKeeper = keeper{}
 
 func (k keeper) ResultsOf(context.Context, fleet.Product) (fleet.Results, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.noProduct {
+		return nil, fleet.ErrNoProduct
+	}
 	return k.results, k.results.fault()
 }
 
@@ -226,6 +231,26 @@ func TestResultsAtTheDeadline(t *testing.T) {
 		}
 		r.broker.abandonHeld()
 	})
+}
+
+// Of a product that is gone nobody can say at the deadline which devices it had. What has
+// no result has failed all the same, and the task does not wait for ever.
+func TestProductGoneAtTheDeadline(t *testing.T) {
+	for kept, d := range map[string]*devices{"results in the status": newDevices(1000), "results in the fleet": keeping(1000)} {
+		t.Run(kept, func(t *testing.T) {
+			d.noProduct = true
+			bubbleOf(t, d, 10, func(t *testing.T, r *rig) {
+				task := publishTask("a", ".*")
+				task.Deadline = time.Now().Add(-time.Minute)
+				task.After, task.Matched, task.Succeeded, task.Failed = name(399), 1000, 390, 10
+				r.Ensure(task)
+				got := r.ended(t, task)
+				if got.Succeeded != 390 || got.Failed != 610 || got.Matched != 1000 || got.Outcome != OutcomeExpired {
+					t.Errorf("progress: %+v", got)
+				}
+			})
+		})
+	}
 }
 
 // A cancelled run records what was served above the watermark too.

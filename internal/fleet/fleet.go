@@ -100,6 +100,9 @@ var (
 	// after its name had been read; it has no result then: it is neither a success nor a
 	// failure.
 	ErrDeviceGone = errors.New("the device does not exist")
+	// ErrNoProduct : there is no such product, or it is not known yet, so nobody can say
+	// which devices it has. It is passing: a product may be made again.
+	ErrNoProduct = errors.New("the product does not exist")
 	// ErrNotReady : the store has not read its devices yet. It is passing.
 	ErrNotReady = errors.New("the devices have not been read yet")
 )

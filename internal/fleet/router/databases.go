@@ -1,7 +1,9 @@
 package router
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,9 +24,14 @@ const (
 	secretEvery = 30 * time.Second
 	// failedEvery is how often a database that could not be opened is tried again.
 	failedEvery = 2 * time.Second
+	// openTimeout bounds the opening of a database, for which others may wait.
+	openTimeout = 20 * time.Second
 	// idleAfter is when a database is closed that nobody asks for.
 	idleAfter = 10 * time.Minute
 )
+
+// errSilent : a database could not be opened in time.
+var errSilent = fmt.Errorf("the database has not answered in %v", openTimeout)
 
 // Database is an open database.
 type Database interface {
@@ -76,7 +83,10 @@ func (d *Databases) Store(ctx context.Context, secret client.ObjectKey) (fleet.S
 	}
 	if now.Sub(e.checked) >= valid {
 		d.refresh(ctx, secret, e)
-		e.checked = now
+		e.checked = d.clock.Now() // opening may have taken long
+		if ctx.Err() != nil && e.err != nil {
+			e.checked = time.Time{} // it may say nothing but that this caller has gone
+		}
 	}
 	switch {
 	case e.err != nil:
@@ -137,7 +147,12 @@ func (d *Databases) refresh(ctx context.Context, secret client.ObjectKey, e *ent
 	case err != nil || url == e.url && e.database != nil:
 		e.err = nil
 	default:
+		ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSilent)
+		defer cancel()
 		database, err := d.open(ctx, url)
+		if err != nil && errors.Is(context.Cause(ctx), errSilent) {
+			err = errSilent // it says more than the call that was under way
+		}
 		if err != nil {
 			e.replace("", nil, fmt.Errorf("open the database of Secret %q: %w", secret.Name, err))
 			return
@@ -154,10 +169,11 @@ func (d *Databases) url(ctx context.Context, key client.ObjectKey) (string, erro
 		return "", fmt.Errorf("read Secret %q: bind the ClusterRole batchtask-database-reader in the namespace: %w", key.Name, err)
 	case err != nil:
 		return "", fmt.Errorf("read Secret %q: %w", key.Name, err)
-	case len(secret.Data[v1alpha1.DatabaseURLKey]) == 0:
+	case len(bytes.TrimSpace(secret.Data[v1alpha1.DatabaseURLKey])) == 0:
 		return "", fmt.Errorf("Secret %q has no key %s", key.Name, v1alpha1.DatabaseURLKey) //nolint:staticcheck // a kind
 	}
-	return string(secret.Data[v1alpha1.DatabaseURLKey]), nil
+	// One that was made from a file often ends with a line end.
+	return string(bytes.TrimSpace(secret.Data[v1alpha1.DatabaseURLKey])), nil
 }
 
 func (e *entry) replace(url string, database Database, err error) {

@@ -3,6 +3,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -25,10 +26,16 @@ type Router struct {
 
 var _ fleet.ResultsKeeper = (*Router)(nil)
 
-// of returns the store of a product. A product that does not exist has that of
-// Kubernetes, where it has no devices.
+// of returns the store of a product. The error is [fleet.ErrNoProduct] where there is
+// none: tasks over a database would find no device anywhere else, and be done.
 func (r *Router) of(ctx context.Context, p fleet.Product) (fleet.Store, error) {
 	return choose(ctx, r.Products, r.Databases, p, r.Kubernetes)
+}
+
+// orNone is [Router.of] for who may be told that a product that does not exist has no
+// devices: it has the store of Kubernetes.
+func (r *Router) orNone(ctx context.Context, p fleet.Product) (fleet.Store, error) {
+	return orKube(ctx, r.Products, r.Databases, p, r.Kubernetes)
 }
 
 // Shadows are the shadows of all devices, for who reads and writes those of one device
@@ -50,7 +57,7 @@ type ShadowStore interface {
 
 // ReadShadow is that of [fleet.Store].
 func (s *Shadows) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
-	store, err := choose(ctx, s.Products, s.Databases, p, s.Kubernetes)
+	store, err := orKube(ctx, s.Products, s.Databases, p, s.Kubernetes)
 	if err != nil {
 		return fleet.Shadow{}, err
 	}
@@ -59,7 +66,7 @@ func (s *Shadows) ReadShadow(ctx context.Context, p fleet.Product, name string) 
 
 // ChangeShadow is that of [fleet.Store].
 func (s *Shadows) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
-	store, err := choose(ctx, s.Products, s.Databases, p, s.Kubernetes)
+	store, err := orKube(ctx, s.Products, s.Databases, p, s.Kubernetes)
 	if err != nil {
 		return err
 	}
@@ -72,7 +79,9 @@ func choose[T any](ctx context.Context, products client.Reader, databases *Datab
 	switch {
 	case err != nil:
 		return store, err
-	case found == nil || found.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
+	case found == nil:
+		return store, fmt.Errorf("product ID %s in namespace %s: %w", p.ProductID, p.Namespace, fleet.ErrNoProduct)
+	case found.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
 		return kube, nil
 	case found.Spec.Fleet.Postgres == nil: // the schema does not let it be
 		return store, fmt.Errorf("product %s/%s: spec.fleet.postgres is missing", found.Namespace, found.Name)
@@ -82,6 +91,15 @@ func choose[T any](ctx context.Context, products client.Reader, databases *Datab
 		return store, err
 	}
 	return any(database).(T), nil //nolint:forcetypeassert // T is a part of fleet.Store
+}
+
+// orKube is choose, where a product that does not exist has kube.
+func orKube[T any](ctx context.Context, products client.Reader, databases *Databases, p fleet.Product, kube T) (T, error) {
+	store, err := choose(ctx, products, databases, p, kube)
+	if errors.Is(err, fleet.ErrNoProduct) {
+		return kube, nil
+	}
+	return store, err
 }
 
 // Sync implements [fleet.Store]. Databases are always up to date.
@@ -100,7 +118,7 @@ func (r *Router) Count(ctx context.Context, q fleet.Query) (int64, error) {
 
 // Total implements [fleet.Store].
 func (r *Router) Total(ctx context.Context, p fleet.Product) (int64, error) {
-	s, err := r.of(ctx, p)
+	s, err := r.orNone(ctx, p)
 	if err != nil {
 		return 0, err
 	}
@@ -127,7 +145,7 @@ func (r *Router) ApplyDesired(ctx context.Context, p fleet.Product, u fleet.Desi
 
 // ReadShadow implements [fleet.Store].
 func (r *Router) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
-	s, err := r.of(ctx, p)
+	s, err := r.orNone(ctx, p)
 	if err != nil {
 		return fleet.Shadow{}, err
 	}
@@ -136,7 +154,7 @@ func (r *Router) ReadShadow(ctx context.Context, p fleet.Product, name string) (
 
 // ChangeShadow implements [fleet.Store].
 func (r *Router) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
-	s, err := r.of(ctx, p)
+	s, err := r.orNone(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -145,21 +163,9 @@ func (r *Router) ChangeShadow(ctx context.Context, p fleet.Product, name string,
 
 // Acknowledged implements [fleet.Store].
 func (r *Router) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]int64, error) {
-	s, err := r.of(ctx, p)
+	s, err := r.orNone(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	return s.Acknowledged(ctx, p, taskUIDs)
-}
-
-// ResultsOf implements [fleet.ResultsKeeper].
-func (r *Router) ResultsOf(ctx context.Context, p fleet.Product) (fleet.Results, error) {
-	s, err := r.of(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	if keeper, ok := s.(fleet.ResultsKeeper); ok {
-		return keeper.ResultsOf(ctx, p)
-	}
-	return nil, nil //nolint:nilnil // no error, and no results
 }

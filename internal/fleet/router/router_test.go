@@ -35,8 +35,16 @@ type database struct {
 func (d *database) Close() { close(d.closed) }
 
 func (d *database) ResultsOf(context.Context, fleet.Product) (fleet.Results, error) {
-	return nil, errors.New("results of " + d.url)
+	return where{url: d.url}, nil
 }
+
+// where is results that say which database they are in.
+type where struct {
+	fleet.Results
+	url string
+}
+
+func (w where) Delete(context.Context, string) error { return errors.New("results of " + w.url) }
 
 // site is Databases that are opened in memory, over Secrets at a real API server.
 type site struct {
@@ -236,15 +244,49 @@ func TestRouter(t *testing.T) {
 		if got, err := r.Total(t.Context(), p); err != nil || got != want {
 			t.Errorf("product %s has %d devices, %v; want %d", p.ProductID, got, err, want)
 		}
+		if p == nowhere {
+			continue
+		}
 		if got, err := r.Count(t.Context(), fleet.Query{Product: p}); err != nil || got != want {
 			t.Errorf("product %s: %d devices match, %v; want %d", p.ProductID, got, err, want)
+		}
+	}
+	// A task must not take a product that is gone, or not seen yet, for one without devices.
+	_, countErr := r.Count(t.Context(), fleet.Query{Product: nowhere})
+	_, _, scanErr := r.Scan(t.Context(), fleet.Query{Product: nowhere}, 10)
+	_, resultsErr := r.ResultsOf(t.Context(), nowhere)
+	applyErr := r.ApplyDesired(t.Context(), nowhere, fleet.DesiredUpdate{}, []string{"a"})[0].Err
+	for what, err := range map[string]error{"Count": countErr, "Scan": scanErr, "ResultsOf": resultsErr, "ApplyDesired": applyErr} {
+		if !errors.Is(err, fleet.ErrNoProduct) {
+			t.Errorf("%s of a product that does not exist: error %v, want %v", what, err, fleet.ErrNoProduct)
 		}
 	}
 	if results, err := r.ResultsOf(t.Context(), inKube); results != nil || err != nil {
 		t.Errorf("results of objects are kept in %v, %v", results, err)
 	}
-	if _, err := r.ResultsOf(t.Context(), inDatabase); err == nil || err.Error() != "results of one" {
-		t.Errorf("results are not kept in the database: %v", err)
+	results, err := r.ResultsOf(t.Context(), inDatabase)
+	if err != nil || results == nil {
+		t.Fatalf("results are kept in %v, %v", results, err)
+	}
+	wantIn := func(want string) {
+		t.Helper()
+		if err := results.Delete(t.Context(), "uid"); err == nil || err.Error() != "results of "+want {
+			t.Errorf("results are kept elsewhere, %v; want those of %s", err, want)
+		}
+	}
+	wantIn("one")
+	// A task that runs is not left with a database that was closed, as when a password changes.
+	s.put("db", "two")
+	s.pass(31 * time.Second)
+	wantIn("two")
+	// One that has ended when its product is deleted still records what it has.
+	if err := s.env.Client.Delete(t.Context(), data); err != nil {
+		t.Fatal(err)
+	}
+	wantIn("two")
+	data.ResourceVersion = ""
+	if err := s.env.Client.Create(t.Context(), data); err != nil {
+		t.Fatal(err)
 	}
 
 	// A product whose database is away has no devices, and does not go elsewhere.

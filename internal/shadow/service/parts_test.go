@@ -79,6 +79,41 @@ func TestLimiter(t *testing.T) {
 	}
 }
 
+// What a device has sent within its rate while nobody was connected is not too much, though
+// it comes at once; and what it sends later is held to the rate as ever.
+func TestLimiterAfterAConnection(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	d := device{"P", "d"}
+	l := newLimiter(10, 5)
+	for range 1000 {
+		l.allow(d, now)
+	}
+	for _, connection := range []string{"the first", "another"} {
+		l.connect(now)
+		n := 0
+		for range 10_000 {
+			if l.allow(d, now) {
+				n++
+			}
+		}
+		if n != 605 {
+			t.Errorf("%s connection: %d messages at once, want those of a minute and 5", connection, n)
+		}
+		now = now.Add(time.Second)
+		for n = 0; l.allow(d, now); n++ {
+		}
+		if n != 5 {
+			t.Errorf("%s connection: %d messages a second later, want 5", connection, n)
+		}
+		now = now.Add(backlog)
+		for n = 0; l.allow(device{"P", "other"}, now); n++ {
+		}
+		if n != 5 {
+			t.Errorf("%s connection: %d messages of a device that comes after a minute, want 5", connection, n)
+		}
+	}
+}
+
 func TestLimiterMemory(t *testing.T) {
 	l := newLimiter(1, 10)
 	l.max = 100

@@ -123,7 +123,9 @@ type Service struct {
 	products   Products
 	subscriber *mqtt.Subscriber
 	queue      *queue
-	limiter    *limiter // used by receive alone, which is called once at a time
+	// For receive alone, which is called once at a time.
+	limiter    *limiter
+	connection <-chan struct{} // closed when it is lost
 	clock      clock.WithTicker
 	log        logr.Logger
 	metrics    *Metrics
@@ -202,7 +204,12 @@ func (s *Service) Start(ctx context.Context) error {
 func (s *Service) receive(m *mqtt.Inbound) {
 	d, ok := parseTopic(m.Topic())
 	reason := ""
-	switch now := s.clock.Now(); {
+	now := s.clock.Now()
+	if m.Lost() != s.connection {
+		s.connection = m.Lost()
+		s.limiter.connect(now)
+	}
+	switch {
 	case !ok:
 		reason = dropTopic
 	case m.Retained():

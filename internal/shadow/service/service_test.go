@@ -214,6 +214,28 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+// What devices send while no service is connected is carried out when one is, also if it
+// comes faster then than a device may send.
+func TestBacklog(t *testing.T) {
+	broker := mqtttest.StartMosquitto(t)
+	store := memory(t, "d")
+	s := start(t, broker.URL(), store, Options{Rate: DefaultRate, Burst: DefaultBurst})
+	c := connect(t, broker.URL(), "devices", 1)
+	c.ask("d", `{"type":"get"}`)
+	s.stop()
+	const n = 500 // of 17 seconds
+	for i := range n {
+		c.send("d", fmt.Sprintf(`{"type":"update","state":{"reported":{"a":%d}}}`, i))
+	}
+	s = start(t, broker.URL(), store, Options{Rate: DefaultRate, Burst: DefaultBurst})
+	eventually(t, "all are carried out", func() bool {
+		return testutil.ToFloat64(s.metrics.messages.WithLabelValues("update", "0")) == n
+	})
+	if dropped := testutil.ToFloat64(s.metrics.dropped.WithLabelValues(dropRate)); dropped != 0 {
+		t.Errorf("%v were dropped", dropped)
+	}
+}
+
 var errAway = errors.New("the store is away")
 
 // A store that fails is asked again for a while; then the device is told.
