@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -163,6 +165,60 @@ func TestDatabaseKilled(t *testing.T) {
 	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
 	s.wantVersions(devices, 1)
 	s.wantResults("open", devices)
+}
+
+// In mid-task the URL of the database changes, as it does with a new password, and then the
+// Product is deleted and made again. The task goes on with the one and waits for the other:
+// nobody takes a product that is gone for one without devices.
+func TestSecretAndProductChangeDuringATask(t *testing.T) {
+	const devices, window = 20_000, 1000
+	broker := mqtttest.StartMosquitto(t)
+	database := pgtest.Start(t).Database(t)
+	s := newDBSite(t, database, devices)
+	tap := newTap(t, broker.URL())
+	tap.letPass(3000)
+	startManager(t, tap.url(), noResend)
+	s.ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady, "")
+	s.create(s.task("close").Publish("event", "close").Obj())
+	tap.await(t, 3000)
+
+	s.putURL(database + "&application_name=changed")
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	eventually(t, "the manager to use the new URL", func() (bool, string) {
+		var n int
+		err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'changed'`).Scan(&n)
+		return err == nil && n > 0, fmt.Sprintf("%d sessions, %v", n, err)
+	})
+	tap.letPass(8000)
+	tap.await(t, 8000)
+
+	p := &v1alpha1.Product{}
+	if err := s.client.Get(t.Context(), client.ObjectKey{Namespace: s.namespace, Name: "p"}, p); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.client.Delete(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the task to be held up", func() (bool, string) {
+		text := describe(s.get("close"))
+		return strings.Contains(text, "Held up"), text
+	})
+	tap.letAllPass()
+	if task := s.get("close"); task.Status.Phase != v1alpha1.TaskPhaseProcessing {
+		t.Fatalf("the task is %s", describe(task))
+	}
+	again := &v1alpha1.Product{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Spec: p.Spec}
+	if err := s.client.Create(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	task := s.finished("close")
+	wantCounts(t, task, v1alpha1.TaskPhaseDone, v1alpha1.DeviceCounts{Matched: devices, Succeeded: devices})
+	wantEvidence(t, tap, devices, window)
+	s.wantResults("close", devices)
 }
 
 // What is wrong with the database stands in the Product, without a password, and a
