@@ -130,12 +130,8 @@ func (r *run) countRest() bool {
 	}
 	return r.persistIn(r.life, doing, func(ctx context.Context) error {
 		names, more, err := r.exec.store.Scan(ctx, r.query(r.at), MaxFailures)
-		if errors.Is(err, fleet.ErrNoProduct) {
-			r.countUnnamed()
-			return nil
-		}
 		if err != nil {
-			return err
+			return r.orUnnamed(err)
 		}
 		var others int64
 		if more {
@@ -151,6 +147,15 @@ func (r *run) countRest() bool {
 		r.tracker.failed += others
 		return nil
 	})
+}
+
+// orUnnamed counts without names where the product is gone, and returns any other error.
+func (r *run) orUnnamed(err error) error {
+	if !errors.Is(err, fleet.ErrNoProduct) {
+		return err
+	}
+	r.countUnnamed()
+	return nil
 }
 
 // countUnnamed counts as failed what has no result of the devices that matched when the

@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"errors"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
@@ -135,11 +134,7 @@ func (r *run) recordRest(results fleet.Results) bool {
 		var names []string
 		if !r.persistIn(r.life, "reading the devices that were not reached", func(ctx context.Context) (err error) {
 			names, more, err = r.exec.store.Scan(ctx, r.query(after), restPage)
-			if errors.Is(err, fleet.ErrNoProduct) {
-				r.countUnnamed()
-				names, err = nil, nil
-			}
-			return err
+			return r.orUnnamed(err)
 		}) {
 			return false
 		}

@@ -2,8 +2,6 @@ package shim
 
 import (
 	"bytes"
-	"context"
-	"fmt"
 	"io"
 	"net/http"
 
@@ -25,14 +23,10 @@ func (h *Handler) receive(r *http.Request) (leave func(), err error) {
 	leave = func() {}
 	body, readErr := io.ReadAll(io.LimitReader(r.Body, shortBody))
 	if readErr == nil && len(body) == shortBody {
-		ctx, cancel := context.WithTimeout(r.Context(), h.Timeout)
-		defer cancel()
-		select {
-		case h.long <- struct{}{}:
-			leave = func() { <-h.long }
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for one of %d calls with a long body to end: %w", maxLong, ctx.Err())
+		if err := h.take(r.Context(), h.long, "calls with a long body"); err != nil {
+			return nil, err
 		}
+		leave = func() { <-h.long }
 		var rest []byte
 		rest, readErr = io.ReadAll(io.LimitReader(r.Body, qcloud.MaxBytes+1-shortBody)) // one more is too many
 		body = append(body, rest...)

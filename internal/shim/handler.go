@@ -175,14 +175,22 @@ func (h *Handler) do(ctx context.Context, a account, request qcloud.Request) (qc
 
 // enter waits for one of the places of calls that are worked on at once.
 func (h *Handler) enter(ctx context.Context) error {
+	err := h.take(ctx, h.slots, "calls")
+	if err == nil {
+		h.Metrics.inFlight.Inc()
+	}
+	return err
+}
+
+// take waits for one of the places of what is said.
+func (h *Handler) take(ctx context.Context, places chan<- struct{}, what string) error {
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
 	select {
-	case h.slots <- struct{}{}:
-		h.Metrics.inFlight.Inc()
+	case places <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("waiting for one of %d calls to end: %w", h.MaxInFlight, ctx.Err())
+		return fmt.Errorf("waiting for one of %d %s to end: %w", cap(places), what, ctx.Err())
 	}
 }
 

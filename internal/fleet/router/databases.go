@@ -164,16 +164,17 @@ func (d *Databases) refresh(ctx context.Context, secret client.ObjectKey, e *ent
 func (d *Databases) url(ctx context.Context, key client.ObjectKey) (string, error) {
 	var secret corev1.Secret
 	err := d.live.Get(ctx, key, &secret)
+	// One that was made from a file often ends with a line end.
+	url := bytes.TrimSpace(secret.Data[v1alpha1.DatabaseURLKey])
 	switch {
 	case apierrors.IsForbidden(err):
 		return "", fmt.Errorf("read Secret %q: bind the ClusterRole batchtask-database-reader in the namespace: %w", key.Name, err)
 	case err != nil:
 		return "", fmt.Errorf("read Secret %q: %w", key.Name, err)
-	case len(bytes.TrimSpace(secret.Data[v1alpha1.DatabaseURLKey])) == 0:
+	case len(url) == 0:
 		return "", fmt.Errorf("Secret %q has no key %s", key.Name, v1alpha1.DatabaseURLKey) //nolint:staticcheck // a kind
 	}
-	// One that was made from a file often ends with a line end.
-	return string(bytes.TrimSpace(secret.Data[v1alpha1.DatabaseURLKey])), nil
+	return string(url), nil
 }
 
 func (e *entry) replace(url string, database Database, err error) {
