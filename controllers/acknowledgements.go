@@ -64,9 +64,10 @@ func (a *Acknowledgements) report(ctx context.Context) error {
 }
 
 // mayGrow reports whether devices may yet acknowledge a task. A task that runs may
-// have changed more shadows than it has counted.
+// have changed more shadows than it has counted, but it counts what it is for before it
+// changes any.
 func mayGrow(task *v1alpha1.BatchTask) bool {
-	if task.Spec.TaskType != v1alpha1.TaskTypeUpdateShadow || task.Status.StartTime == nil {
+	if task.Spec.TaskType != v1alpha1.TaskTypeUpdateShadow || task.Status.Devices == nil {
 		return false
 	}
 	return !task.Status.Phase.Finished() || task.Status.Devices.Acknowledged < task.Status.Devices.Matched
@@ -83,7 +84,7 @@ func (a *Acknowledgements) reportProduct(ctx context.Context, p fleet.Product, t
 	}
 	var errs []error
 	for i, task := range tasks {
-		if n := counts[uids[i]]; n > task.Status.Devices.Acknowledged {
+		if n := counts[uids[i]]; n > task.Status.Counts().Acknowledged {
 			errs = append(errs, a.write(ctx, task, n))
 		}
 	}

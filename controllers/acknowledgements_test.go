@@ -39,7 +39,7 @@ func TestAcknowledged(t *testing.T) {
 	want := func(n int64, phase v1alpha1.TaskPhase) {
 		t.Helper()
 		op.waitTask(t, client.ObjectKeyFromObject(task), fmt.Sprintf("%d devices to have acknowledged while the task is %s", n, phase), func(task *v1alpha1.BatchTask) bool {
-			return task.Status.Devices.Acknowledged == n && task.Status.Phase == phase
+			return task.Status.Counts().Acknowledged == n && task.Status.Phase == phase
 		})
 	}
 	shadow("a", 2)
@@ -60,7 +60,7 @@ func TestAcknowledged(t *testing.T) {
 	shadow("c", 2) // as many as before, for one of those is gone
 	shadow("d", 2)
 	want(3, v1alpha1.TaskPhaseDone)
-	if got := op.waitPhase(t, other, v1alpha1.TaskPhaseProcessing).Status.Devices.Acknowledged; got != 0 {
+	if got := op.waitPhase(t, other, v1alpha1.TaskPhaseProcessing).Status.Counts().Acknowledged; got != 0 {
 		t.Errorf("%d devices have acknowledged a message", got)
 	}
 }

@@ -235,8 +235,9 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 		note = readyReason(task) + ": " + note
 	}
 	r.Recorder.Eventf(task, nil, eventType, next.event, string(task.Status.Phase), "%s", eventNote(note))
+	counts := task.Status.Counts()
 	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", readyReason(task),
-		"matched", task.Status.Devices.Matched, "succeeded", task.Status.Devices.Succeeded, "failed", task.Status.Devices.Failed)
+		"matched", counts.Matched, "succeeded", counts.Succeeded, "failed", counts.Failed)
 	return nil
 }
 

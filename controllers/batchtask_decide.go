@@ -169,7 +169,7 @@ func (d decision) run(task *v1alpha1.BatchTask, seen observation) decision {
 
 // conclude decides on results whether the task is Done or Failed.
 func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision {
-	devices := d.status.Devices
+	devices := d.status.Counts()
 	switch {
 	case devices.Failed > 0 && seen.progress.Outcome == executor.OutcomeExpired:
 		return d.fail(task, seen, v1alpha1.ReasonDeadlineExceeded, retCodeDevices,
@@ -182,7 +182,7 @@ func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision 
 			"spec.productID: the namespace has no Product with ID %q any more, and its devices had not been counted", task.Spec.ProductID))
 	case devices.Matched == 0:
 		d.warning = true
-		d.status.Percent = 100
+		d.status.Devices, d.status.Percent = &devices, 100
 		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonNoDeviceMatched, "No device matches spec.deviceNameFilter")
 	default:
 		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonCompleted,

@@ -259,9 +259,14 @@ func checkStatus(t *testing.T, task *v1alpha1.BatchTask, seen observation) {
 	}
 	if seen.progress != nil && seen.invalid == nil && seen.noSlot == nil {
 		want := v1alpha1.DeviceCounts{Matched: seen.progress.Matched, Succeeded: seen.progress.Succeeded, Failed: seen.progress.Failed}
-		if diff := cmp.Diff(want, st.Devices); diff != "" {
+		if diff := cmp.Diff(want, st.Counts()); diff != "" {
 			t.Errorf("devices (-want +got):\n%s", diff)
 		}
+	}
+	// Only the end tells whether there are no devices or they have not been counted.
+	known := seen.progress != nil && seen.invalid == nil && seen.noSlot == nil && (seen.progress.Matched > 0 || st.Phase == v1alpha1.TaskPhaseDone)
+	if known != (st.Devices != nil) {
+		t.Errorf("phase %s with devices %v after %+v", st.Phase, st.Devices, seen.progress)
 	}
 	for _, c := range st.Conditions {
 		if c.ObservedGeneration != task.Generation || c.LastTransitionTime.IsZero() || c.Reason == "" {

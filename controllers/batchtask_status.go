@@ -24,9 +24,13 @@ const (
 const maxMessage = 1024
 
 // takeProgress copies what a run has counted. That it has not come anywhere yet is
-// not worth a write.
+// not worth a write. A run that has not counted the devices yet says 0, as does one
+// for which there are none: only its end tells which it was.
 func (d *decision) takeProgress(p executor.Progress) {
-	d.status.Devices.Matched, d.status.Devices.Succeeded, d.status.Devices.Failed = p.Matched, p.Succeeded, p.Failed
+	if counts := d.status.Counts(); d.status.Devices != nil || p.Matched > 0 {
+		counts.Matched, counts.Succeeded, counts.Failed = p.Matched, p.Succeeded, p.Failed
+		d.status.Devices = &counts
+	}
 	d.status.Percent = percent(p.Succeeded, p.Matched)
 	if p.Cursor != "" || d.status.Checkpoint != nil {
 		d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -67,6 +68,48 @@ func TestEachTaskRunsOnce(t *testing.T) {
 		if runs := fake.Runs(task.UID); len(runs) != 1 {
 			t.Errorf("task %s/%s had %d runs, want 1", task.Namespace, task.Name, len(runs))
 		}
+	}
+}
+
+// Zero is not unknown: a task that matches nobody says so in numbers, and not before its
+// devices have been counted; nor does a product count devices before it has.
+func TestZeroIsTold(t *testing.T) {
+	op := run(t, settings{})
+	namespace, id := op.namespace(t)
+	task := testobj.BatchTask("nobody").In(namespace).Product(id).Publish("event", "close").Obj()
+	op.create(t, task)
+	stored := func(kind, name string, path ...string) (any, bool) {
+		t.Helper()
+		u := &unstructured.Unstructured{}
+		u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(kind))
+		if err := op.env.Client.Get(t.Context(), types.NamespacedName{Namespace: namespace, Name: name}, u); err != nil {
+			t.Fatal(err)
+		}
+		value, found, err := unstructured.NestedFieldNoCopy(u.Object, append([]string{"status"}, path...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value, found
+	}
+	op.waitPhase(t, task, v1alpha1.TaskPhaseProcessing)
+	if counts, found := stored("BatchTask", "nobody", "devices"); found {
+		t.Errorf("before its devices are counted status.devices is %v", counts)
+	}
+	for field, want := range map[string]any{"percent": int64(0), "retCode": int64(0)} {
+		if got, _ := stored("BatchTask", "nobody", field); got != want {
+			t.Errorf("status.%s of a task that runs is %v, want %v", field, got, want)
+		}
+	}
+	waitFor(t, "the task to run", func() (bool, any) { return op.executor.Working(task.UID), nil })
+	op.executor.Set(client.ObjectKeyFromObject(task), executor.Progress{Outcome: executor.OutcomeServed})
+	op.waitPhase(t, task, v1alpha1.TaskPhaseDone)
+	want := map[string]any{"matched": int64(0), "succeeded": int64(0), "failed": int64(0), "acknowledged": int64(0)}
+	got, _ := stored("BatchTask", "nobody", "devices")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("status.devices of a task that matched nobody (-want +got):\n%s", diff)
+	}
+	if n, _ := stored("Product", "product", "deviceCount"); n != int64(0) {
+		t.Errorf("status.deviceCount of a product without devices is %v, want 0", n)
 	}
 }
 

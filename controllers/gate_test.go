@@ -183,7 +183,7 @@ func TestFinishedTask(t *testing.T) {
 	task := testobj.BatchTask("task").In(namespace).Product(id).Publish("event", "close").TTL(3600).Obj()
 	op.create(t, task)
 	done := op.waitPhase(t, task, v1alpha1.TaskPhaseDone)
-	if diff := cmp.Diff(v1alpha1.DeviceCounts{Matched: 3, Succeeded: 3}, done.Status.Devices); diff != "" || done.Status.Percent != 100 {
+	if diff := cmp.Diff(v1alpha1.DeviceCounts{Matched: 3, Succeeded: 3}, done.Status.Counts()); diff != "" || done.Status.Percent != 100 {
 		t.Errorf("percent %d, devices (-want +got):\n%s", done.Status.Percent, diff)
 	}
 	waitFor(t, "its slot to be freed", func() (bool, any) {

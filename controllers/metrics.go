@@ -55,10 +55,11 @@ func NewMetrics(registry prometheus.Registerer, reader client.Reader) *Metrics {
 // observeStatus counts what a status write has changed.
 func (m *Metrics) observeStatus(before, after *v1alpha1.BatchTask, now time.Time) {
 	taskType := string(after.Spec.TaskType)
-	if n := after.Status.Devices.Succeeded - before.Status.Devices.Succeeded; n > 0 {
+	was, is := before.Status.Counts(), after.Status.Counts()
+	if n := is.Succeeded - was.Succeeded; n > 0 {
 		m.devices.WithLabelValues("succeeded", taskType).Add(float64(n))
 	}
-	if n := after.Status.Devices.Failed - before.Status.Devices.Failed; n > 0 {
+	if n := is.Failed - was.Failed; n > 0 {
 		m.devices.WithLabelValues("failed", taskType).Add(float64(n))
 	}
 	if before.Status.Phase == after.Status.Phase {

@@ -80,7 +80,7 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	switch {
 	case err == nil:
-		status.DeviceCount = total
+		status.DeviceCount = &total
 	case ready.Status == metav1.ConditionTrue: // an ID that belongs to another comes first
 		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonFleetUnavailable, Message: "The devices cannot be read: " + err.Error()}
 	}

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -127,7 +128,7 @@ func TestProductCountsItsDevices(t *testing.T) {
 	)
 	waitFor(t, "the product to count two devices", func() (bool, any) {
 		p := op.waitProduct(t, namespace, metav1.ConditionTrue, v1alpha1.ReasonProductReady)
-		return p.Status.DeviceCount == 2, p.Status.DeviceCount
+		return ptr.Deref(p.Status.DeviceCount, -1) == 2, p.Status
 	})
 }
 
@@ -147,8 +148,8 @@ func TestProductDeleted(t *testing.T) {
 	held := op.waitTask(t, client.ObjectKeyFromObject(running), "the task to be held up", func(task *v1alpha1.BatchTask) bool {
 		return readyReason(task) == v1alpha1.ReasonProductNotReady && task.Status.Checkpoint != nil
 	})
-	if held.Status.Checkpoint.Cursor != "b" || held.Status.Devices.Succeeded != 2 {
-		t.Errorf("the task is held up at %+v with %+v, want at b with 2 succeeded", held.Status.Checkpoint, held.Status.Devices)
+	if held.Status.Checkpoint.Cursor != "b" || held.Status.Counts().Succeeded != 2 {
+		t.Errorf("the task is held up at %+v with %+v, want at b with 2 succeeded", held.Status.Checkpoint, held.Status.Counts())
 	}
 	due := testobj.BatchTask("due").In(namespace).Product(id).Publish("event", "close").Obj()
 	op.create(t, due)

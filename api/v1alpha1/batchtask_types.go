@@ -157,7 +157,8 @@ type BatchTaskStatus struct {
 	// +optional
 	Phase TaskPhase `json:"phase,omitempty"`
 
-	// observedGeneration is the metadata.generation that this status was made from.
+	// observedGeneration is the metadata.generation that this status was made from;
+	// -1 until the operator has looked at the task.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
@@ -184,13 +185,14 @@ type BatchTaskStatus struct {
 	// +optional
 	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
 
-	// devices counts the devices of the task.
+	// devices counts the devices of the task; absent until they have been counted.
 	// +optional
-	Devices DeviceCounts `json:"devices,omitzero"`
+	Devices *DeviceCounts `json:"devices,omitempty"`
 
 	// percent is succeeded/matched in whole percent, rounded down; 100 for a Done
 	// task that matched no device.
 	// +optional
+	// +kubebuilder:default=0
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
 	Percent int32 `json:"percent"`
@@ -199,6 +201,7 @@ type BatchTaskStatus struct {
 	// not valid), 10004 (there is no such product), 10005 (too many active tasks)
 	// or 1 (devices failed).
 	// +optional
+	// +kubebuilder:default=0
 	RetCode int32 `json:"retCode"`
 
 	// errMsg says in a sentence why the task has failed; empty otherwise.
@@ -256,7 +259,16 @@ type DeviceCounts struct {
 	// learn of devices at all; 0 for PublishMessage.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
-	Acknowledged int64 `json:"acknowledged,omitempty"`
+	Acknowledged int64 `json:"acknowledged"`
+}
+
+// Counts returns the counts of the task's devices, all 0 as long as they have not been
+// counted.
+func (s *BatchTaskStatus) Counts() DeviceCounts {
+	if s.Devices == nil {
+		return DeviceCounts{}
+	}
+	return *s.Devices
 }
 
 // Checkpoint is where a restarted manager goes on: every device up to cursor has
@@ -305,7 +317,7 @@ type DeviceFailure struct {
 // +kubebuilder:printcolumn:name="Percent",type=integer,JSONPath=`.status.percent`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="Acknowledged",type=integer,priority=1,JSONPath=`.status.devices.acknowledged`
-// +kubebuilder:printcolumn:name="Scheduled",type=date,priority=1,JSONPath=`.status.scheduleTime`
+// +kubebuilder:printcolumn:name="Scheduled",type=string,priority=1,JSONPath=`.status.scheduleTime`
 // +kubebuilder:printcolumn:name="Completed",type=date,priority=1,JSONPath=`.status.completionTime`
 // +kubebuilder:printcolumn:name="Filter",type=string,priority=1,JSONPath=`.spec.deviceNameFilter`
 // +kubebuilder:selectablefield:JSONPath=`.spec.productID`
@@ -319,8 +331,10 @@ type BatchTask struct {
 	// +required
 	Spec BatchTaskSpec `json:"spec"`
 
-	// status is what has become of it; the operator writes it.
+	// status is what has become of it; the operator writes it. Its default tells kstatus
+	// that nobody has looked at the task yet: without a status it would be Current.
 	// +optional
+	// +kubebuilder:default={"observedGeneration":-1}
 	Status BatchTaskStatus `json:"status,omitzero"`
 }
 

@@ -81,14 +81,16 @@ type SecretReference struct {
 
 // ProductStatus is what the operator knows of a product.
 type ProductStatus struct {
-	// observedGeneration is the metadata.generation that this status was made from.
+	// observedGeneration is the metadata.generation that this status was made from;
+	// -1 until the operator has looked at the product.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// deviceCount is how many devices the product has, disabled ones included. It
-	// follows changes within a few seconds.
+	// deviceCount is how many devices the product has, disabled ones included; absent
+	// until they have been counted. It follows changes within a few seconds.
 	// +optional
-	DeviceCount int64 `json:"deviceCount"`
+	// +kubebuilder:validation:Minimum=0
+	DeviceCount *int64 `json:"deviceCount,omitempty"`
 
 	// conditions are Ready and Stalled: a product that is not Ready runs no task.
 	// +optional
@@ -119,8 +121,10 @@ type Product struct {
 	// +required
 	Spec ProductSpec `json:"spec"`
 
-	// status is what the operator knows of it.
+	// status is what the operator knows of it. Its default tells kstatus that nobody has
+	// looked at the product yet: without a status it would be Current.
 	// +optional
+	// +kubebuilder:default={"observedGeneration":-1}
 	Status ProductStatus `json:"status,omitzero"`
 }
 

@@ -115,7 +115,7 @@ func (r *resultRows) ofStatus(task *v1alpha1.BatchTask, p *v1alpha1.Product, not
 	if p == nil {
 		why = fmt.Sprintf("there is no Product with the ID %s in namespace %q any more", task.Spec.ProductID, task.Namespace)
 	}
-	counts := task.Status.Devices
+	counts := task.Status.Counts()
 	_, _ = fmt.Fprintf(notes, "note: of BatchTask %q only the first failures are known, because %s: %d of %d that failed; %d devices succeeded\n",
 		task.Name, why, len(task.Status.Failures), counts.Failed, counts.Succeeded)
 	for _, f := range task.Status.Failures {

@@ -20,7 +20,7 @@ func (p *person) task(name string, phase v1alpha1.TaskPhase) *v1alpha1.BatchTask
 		p.t.Fatal(err)
 	}
 	task.Status.Phase = phase
-	task.Status.Devices = v1alpha1.DeviceCounts{Matched: 3, Succeeded: 2, Failed: 1}
+	task.Status.Devices = &v1alpha1.DeviceCounts{Matched: 3, Succeeded: 2, Failed: 1}
 	task.Status.Failures = []v1alpha1.DeviceFailure{{DeviceName: "b", Reason: "PublishRejected", Message: "the broker\x1b[31m hung up"}}
 	if err := p.env.Client.Status().Update(p.t.Context(), task); err != nil {
 		p.t.Fatal(err)

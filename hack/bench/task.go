@@ -78,8 +78,8 @@ func runTask(ctx context.Context, env *localenv.Env, task *v1alpha1.BatchTask, d
 
 // checkDone fails unless every device of the task has succeeded.
 func checkDone(task *v1alpha1.BatchTask, devices int) error {
-	if want := (v1alpha1.DeviceCounts{Matched: int64(devices), Succeeded: int64(devices)}); task.Status.Devices != want {
-		return fmt.Errorf("task %s/%s is %s with %+v: %s", task.Namespace, task.Name, task.Status.Phase, task.Status.Devices, task.Status.ErrMsg)
+	if want := (v1alpha1.DeviceCounts{Matched: int64(devices), Succeeded: int64(devices)}); task.Status.Counts() != want {
+		return fmt.Errorf("task %s/%s is %s with %+v: %s", task.Namespace, task.Name, task.Status.Phase, task.Status.Counts(), task.Status.ErrMsg)
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func checkDatabase(t *testing.T, c client.Client, namespace string) {
 		t.Fatal(err)
 	}
 	want := v1alpha1.DeviceCounts{Matched: databaseDevices, Succeeded: databaseDevices, Acknowledged: databaseDevices}
-	for deadline := time.Now().Add(waitFor); task.Status.Devices != want; <-time.After(50 * time.Millisecond) {
+	for deadline := time.Now().Add(waitFor); task.Status.Counts() != want; <-time.After(50 * time.Millisecond) {
 		err := c.Get(t.Context(), client.ObjectKeyFromObject(task), task)
 		if time.Now().After(deadline) {
 			t.Fatalf("task %s: %+v, error %v", task.Name, task.Status, err)

@@ -140,7 +140,7 @@ func (d *demo) runExamples(ctx context.Context) error {
 	}
 	for _, task := range final {
 		want := int64(len(d.expected[task.Name]))
-		got := task.Status.Devices
+		got := task.Status.Counts()
 		if task.Status.Phase != v1alpha1.TaskPhaseDone || got.Matched != want || got.Succeeded != want || got.Failed != 0 {
 			return fmt.Errorf("task %s is %s with %d of %d devices served and %d failed, want Done with %d of %d: %s",
 				task.Name, task.Status.Phase, got.Succeeded, got.Matched, got.Failed, want, want, task.Status.ErrMsg)

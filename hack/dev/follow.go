@@ -101,8 +101,8 @@ func progress(tasks []*v1alpha1.BatchTask) []bar {
 	var all []bar
 	for _, task := range tasks {
 		b := bar{
-			name: task.Name, phase: string(task.Status.Phase), done: task.Status.Devices.Succeeded,
-			failed: task.Status.Devices.Failed, matched: task.Status.Devices.Matched,
+			name: task.Name, phase: string(task.Status.Phase), done: task.Status.Counts().Succeeded,
+			failed: task.Status.Counts().Failed, matched: task.Status.Counts().Matched,
 		}
 		if b.phase == "" {
 			b.phase = "Created"

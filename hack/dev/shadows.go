@@ -147,7 +147,7 @@ func (d *demo) awaitAcknowledged(ctx context.Context) error {
 		if err := d.env.Client.Get(ctx, client.ObjectKey{Namespace: d.env.Namespace, Name: "open-doors"}, task); err != nil {
 			return fmt.Errorf("reading a task: %w", err)
 		}
-		got := task.Status.Devices
+		got := task.Status.Counts()
 		if got.Acknowledged == want {
 			d.out.good("open-doors: %d devices matched, %d succeeded, %d have acknowledged", got.Matched, got.Succeeded, got.Acknowledged)
 			return nil

@@ -48,15 +48,16 @@ func FromObject(obj *v1alpha1.BatchTask) (Task, error) {
 	if err != nil {
 		return Task{}, fmt.Errorf("spec.deviceNameFilter: %w", err)
 	}
+	counts := obj.Status.Counts()
 	task := Task{
 		NamespacedName: types.NamespacedName{Namespace: obj.Namespace, Name: obj.Name},
 		UID:            obj.UID,
 		Product:        fleet.Product{Namespace: obj.Namespace, ProductID: obj.Spec.ProductID},
 		Filter:         filter,
 		Deadline:       schedule.End(obj.Status.Deadline.Time),
-		Matched:        obj.Status.Devices.Matched,
-		Succeeded:      obj.Status.Devices.Succeeded,
-		Failed:         obj.Status.Devices.Failed,
+		Matched:        counts.Matched,
+		Succeeded:      counts.Succeeded,
+		Failed:         counts.Failed,
 		Failures:       obj.Status.Failures,
 	}
 	if obj.Status.Checkpoint != nil {

@@ -11,6 +11,7 @@ import (
 
 // describe tells a task as the API does.
 func describe(task *v1alpha1.BatchTask) qcloud.Task {
+	counts := task.Status.Counts()
 	return qcloud.Task{
 		Type:          string(task.Spec.TaskType),
 		ID:            taskID(task),
@@ -23,8 +24,8 @@ func describe(task *v1alpha1.BatchTask) qcloud.Task {
 		RetCode:       int64(task.Status.RetCode),
 		ErrMsg:        task.Status.ErrMsg,
 		Percent:       int64(task.Status.Percent),
-		AllDeviceCnt:  task.Status.Devices.Matched,
-		DoneDeviceCnt: task.Status.Devices.Succeeded,
+		AllDeviceCnt:  counts.Matched,
+		DoneDeviceCnt: counts.Succeeded,
 	}
 }
 

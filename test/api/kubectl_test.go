@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -182,9 +183,10 @@ func TestColumns(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	task.Status.Phase, task.Status.Percent = v1alpha1.TaskPhaseProcessing, 40
-	task.Status.Devices = v1alpha1.DeviceCounts{Matched: 10, Succeeded: 4, Failed: 1, Acknowledged: 2}
-	p.Status.Conditions, p.Status.DeviceCount = testobj.Product("").Ready(metav1.ConditionFalse, "ProductIDConflict").Obj().Status.Conditions, 7
+	ahead := metav1.NewTime(time.Date(2099, 3, 1, 12, 0, 0, 0, time.UTC))
+	task.Status.Phase, task.Status.Percent, task.Status.ScheduleTime = v1alpha1.TaskPhaseProcessing, 40, &ahead
+	task.Status.Devices = &v1alpha1.DeviceCounts{Matched: 10, Succeeded: 4, Failed: 1, Acknowledged: 2}
+	p.Status.Conditions, p.Status.DeviceCount = testobj.Product("").Ready(metav1.ConditionFalse, "ProductIDConflict").Obj().Status.Conditions, ptr.To[int64](7)
 	device.Status.Shadow = &v1alpha1.DeviceShadow{Version: 3, Desired: `{"a":1}`, Reported: `{"a":2}`}
 	quota.Status = testobj.TaskQuota("").Slot("uid", "task", true).Obj().Status
 	for _, o := range []client.Object{task, p, device, quota} {
@@ -210,6 +212,7 @@ func TestColumns(t *testing.T) {
 			{"Failed", false, 1.0},
 			{"Percent", false, 40.0},
 			{"Acknowledged", true, 2.0},
+			{"Scheduled", true, "2099-03-01T12:00:00Z"}, // kubectl shows how long ago a date was, and of one to come nothing
 			{"Filter", true, "door$"},
 		}},
 		{"products", []column{
@@ -236,7 +239,7 @@ func TestColumns(t *testing.T) {
 			for i, c := range shown.ColumnDefinitions {
 				switch c.Name {
 				case "Name":
-				case "Age", "Scheduled", "Completed":
+				case "Age", "Completed":
 					ages = append(ages, c.Name)
 				default:
 					got = append(got, column{c.Name, c.Priority > 0, shown.Rows[0].Cells[i]})
@@ -247,12 +250,15 @@ func TestColumns(t *testing.T) {
 			}
 			wantAges := []string{"Age"}
 			if tc.plural == "batchtasks" {
-				wantAges = []string{"Age", "Scheduled", "Completed"}
+				wantAges = []string{"Age", "Completed"}
 			}
 			if diff := cmp.Diff(wantAges, ages); diff != "" {
 				t.Errorf("columns of times (-want +got):\n%s", diff)
 			}
 		})
+	}
+	if got := kubectl(t, env, "get", "bt", "-n", namespace, "-o", "wide"); !strings.Contains(got, "2099-03-01T12:00:00Z") || strings.Contains(got, "<invalid>") {
+		t.Errorf("kubectl get bt -o wide shows:\n%s\nwant when the task starts", got)
 	}
 	for short, want := range map[string]string{"bt": "task", "dev": "device", "tq": "default"} {
 		if got := kubectl(t, env, "get", short, "-n", namespace, "-o", "name"); !strings.HasSuffix(strings.TrimSpace(got), "/"+want) {

@@ -21,7 +21,7 @@ func TestBrokerNeverAcknowledges(t *testing.T) {
 	var task *v1alpha1.BatchTask
 	eventually(t, "the task to finish", func() (bool, string) {
 		task = s.get("close")
-		if task.Status.Devices.Succeeded != 0 {
+		if task.Status.Counts().Succeeded != 0 {
 			t.Fatalf("devices count as succeeded: %s", describe(task))
 		}
 		return task.Status.Phase.Finished(), describe(task)
@@ -102,7 +102,7 @@ func TestCancel(t *testing.T) {
 	s.create(s.task("waits").Publish("event", "close").Filter(".*").ScheduleAt(time.Now().Add(time.Hour).Unix()).Obj())
 	s.create(s.task("runs").Publish("event", "close").Filter(".*").Obj())
 	eventually(t, "counts", func() (bool, string) {
-		return s.get("waits").Status.Phase == v1alpha1.TaskPhaseWaiting && s.get("runs").Status.Devices.Succeeded > 100, describe(s.get("runs"))
+		return s.get("waits").Status.Phase == v1alpha1.TaskPhaseWaiting && s.get("runs").Status.Counts().Succeeded > 100, describe(s.get("runs"))
 	})
 	tap.awaitHeld(t)
 	s.cancel("waits")

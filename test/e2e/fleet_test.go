@@ -97,7 +97,7 @@ func (s *site) finished(name string) *v1alpha1.BatchTask {
 }
 
 func describe(task *v1alpha1.BatchTask) string {
-	text := fmt.Sprintf("%s, devices %+v, %s", task.Status.Phase, task.Status.Devices, task.Status.ErrMsg)
+	text := fmt.Sprintf("%s, devices %+v, %s", task.Status.Phase, task.Status.Counts(), task.Status.ErrMsg)
 	for _, c := range task.Status.Conditions {
 		if c.Type == v1alpha1.ConditionReady {
 			text += " (" + c.Reason + ": " + c.Message + ")"
@@ -109,10 +109,10 @@ func describe(task *v1alpha1.BatchTask) string {
 // wantCounts checks all counts but that of acknowledgements, which comes later.
 func wantCounts(t *testing.T, task *v1alpha1.BatchTask, phase v1alpha1.TaskPhase, want v1alpha1.DeviceCounts) {
 	t.Helper()
-	want.Acknowledged = task.Status.Devices.Acknowledged
-	if task.Status.Phase != phase || task.Status.Devices != want {
+	want.Acknowledged = task.Status.Counts().Acknowledged
+	if task.Status.Phase != phase || task.Status.Counts() != want {
 		t.Errorf("task %s is %s with %+v, want %s with %+v: %s",
-			task.Name, task.Status.Phase, task.Status.Devices, phase, want, task.Status.ErrMsg)
+			task.Name, task.Status.Phase, task.Status.Counts(), phase, want, task.Status.ErrMsg)
 	}
 }
 
