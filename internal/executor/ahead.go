@@ -12,7 +12,7 @@ import (
 // devices that are served, and for an UpdateShadow task has their shadows updated:
 //
 //	readAhead: scan ─▶ update shadows ─▶ page
-//	loop:                                page ─▶ tracker ─▶ publish
+//	feed:                                page ─▶ account ─▶ publish
 //
 // Devices of pages are in no count and no message was sent to them; what bounds resends
 // is the tracker alone. A crash leaves shadows updated whose devices were not told: the
@@ -46,8 +46,8 @@ func (p *page) take(n int) (names []string, updates []fleet.DesiredResult) {
 	return names, updates
 }
 
-// readAhead sends all pages after a name to r.pages, until feeding ends.
-func (r *run) readAhead(after string) {
+// readAhead sends all pages after a name, until feeding ends.
+func (r *run) readAhead(after string, pages chan<- page) {
 	size := namesPage
 	if r.task.Publish == nil {
 		size = leastPage
@@ -70,7 +70,7 @@ func (r *run) readAhead(after string) {
 			size = nextSize(size, p, took)
 		}
 		select {
-		case r.pages <- p:
+		case pages <- p:
 		case <-r.feeding.Done():
 			return
 		}
@@ -82,7 +82,7 @@ func (r *run) readAhead(after string) {
 }
 
 // updatePage updates the shadows of these devices, again and again while the store can
-// update none. What it could not update of others is for loop to try again. It returns
+// update none. What it could not update of others is for feed to try again. It returns
 // how long the last time took, or false when feeding has ended.
 func (r *run) updatePage(names []string) (updates []fleet.DesiredResult, took time.Duration, ok bool) {
 	ok = r.persist("updating shadows", func(ctx context.Context) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
 )
 
@@ -22,36 +21,23 @@ const deadlineMessage = "had no result when the task's time was over"
 
 // expire ends feeding at the deadline and gives up every device on its way.
 func (r *run) expire() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.asked != OutcomeNone {
-		return
+	if r.account.expire() {
+		r.dead.Store(true)
+		r.stopFeed()
 	}
-	r.expired = true
-	r.dead.Store(true)
-	r.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
-	r.stopFeed()
 }
 
 // stop asks the run to end with outcome Cancelled or Suspended.
 func (r *run) stop(outcome Outcome) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.expired {
-		return
+	if r.account.ask(outcome) {
+		r.stopFeed()
 	}
-	if r.asked == OutcomeNone || outcome == OutcomeCancelled {
-		r.asked = outcome
-	}
-	r.stopFeed()
 }
 
 // conclude ends the run once feeding has ended, and returns its outcome; none if
 // it was abandoned.
 func (r *run) conclude(served bool) Outcome {
-	r.mu.Lock()
-	expired, asked := r.expired, r.asked
-	r.mu.Unlock()
+	expired, asked := r.account.ending()
 	switch {
 	case served && !expired:
 		return OutcomeServed
@@ -66,15 +52,10 @@ func (r *run) conclude(served bool) Outcome {
 		return OutcomeNone
 	}
 	r.drain()
-	if r.allServed() {
+	if r.feed.allServed() {
 		return OutcomeServed // the last results came while draining
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.asked == OutcomeCancelled {
-		r.tracker.close()
-	}
-	return r.asked
+	return r.account.leave()
 }
 
 // drain waits for the results of what is on its way, but no longer than the drain
@@ -82,13 +63,7 @@ func (r *run) conclude(served bool) Outcome {
 func (r *run) drain() {
 	timer := r.exec.opts.Clock.NewTimer(r.exec.opts.DrainTimeout)
 	defer timer.Stop()
-	for {
-		r.mu.Lock()
-		left := r.inFlight
-		r.mu.Unlock()
-		if left == 0 {
-			break
-		}
+	for r.account.onTheWay() > 0 {
 		select {
 		case <-r.settled:
 			continue
@@ -103,17 +78,14 @@ func (r *run) drain() {
 // countRest counts the devices that had not been reached at the deadline as
 // failed. The first few are named, the others only counted.
 func (r *run) countRest() bool {
-	r.mu.Lock()
-	// Devices that feed took in while the deadline passed.
-	r.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
-	r.mu.Unlock()
+	r.account.failRest() // what feed took in while the deadline passed
 	const doing = "counting the devices that were not reached"
 	noProduct := false
 	if !r.persistIn(r.life, doing, func(ctx context.Context) error {
 		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
 			return err
 		}
-		err := r.openResults(ctx)
+		err := r.recorder.open(ctx)
 		if noProduct = errors.Is(err, fleet.ErrNoProduct); noProduct {
 			return nil
 		}
@@ -122,14 +94,14 @@ func (r *run) countRest() bool {
 		return false
 	}
 	if noProduct {
-		r.countUnnamed()
+		r.account.failUnnamed()
 		return true
 	}
-	if results := r.keptIn(); results != nil {
-		return r.recordRest(results)
+	if r.account.isRecorded() {
+		return r.recorder.recordRest(r.feed.at)
 	}
 	return r.persistIn(r.life, doing, func(ctx context.Context) error {
-		names, more, err := r.exec.store.Scan(ctx, r.query(r.at), MaxFailures)
+		names, more, err := r.exec.store.Scan(ctx, r.query(r.feed.at), MaxFailures)
 		if err != nil {
 			return r.orUnnamed(err)
 		}
@@ -139,30 +111,17 @@ func (r *run) countRest() bool {
 				return err
 			}
 		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		for _, name := range names {
-			r.tracker.count(&tracked{name: name, result: failed, reason: v1alpha1.ReasonDeadlineExceeded, message: deadlineMessage})
-		}
-		r.tracker.failed += others
+		r.account.failUnreached(names, others)
 		return nil
 	})
 }
 
-// orUnnamed counts without names where the product is gone, and returns any other error.
+// orUnnamed counts without names where the product is gone, for then nobody can say any
+// more which devices they are, and returns any other error.
 func (r *run) orUnnamed(err error) error {
 	if !errors.Is(err, fleet.ErrNoProduct) {
 		return err
 	}
-	r.countUnnamed()
+	r.account.failUnnamed()
 	return nil
-}
-
-// countUnnamed counts as failed what has no result of the devices that matched when the
-// task began. It is for a product that is gone: nobody can say any more which they are.
-func (r *run) countUnnamed() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.tracker.failed += max(0, r.matched-r.tracker.succeeded-r.tracker.failed)
-	r.safe = r.snapshotLocked()
 }

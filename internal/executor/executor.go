@@ -121,7 +121,7 @@ func (e *Executor) Ensure(task Task) {
 // Progress returns how far the task's run has come; false if it has no run.
 func (e *Executor) Progress(name types.NamespacedName, uid types.UID) (Progress, bool) {
 	if r := e.run(name, uid); r != nil {
-		return r.progress(), true
+		return r.account.progress(), true
 	}
 	return Progress{}, false
 }

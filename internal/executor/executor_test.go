@@ -90,7 +90,7 @@ func (r *rig) reconcile() {
 			if run == nil {
 				continue
 			}
-			p := run.progress()
+			p := run.account.progress()
 			select {
 			case <-time.After(2 * time.Millisecond):
 			case <-r.broker.closed:

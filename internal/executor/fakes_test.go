@@ -32,7 +32,7 @@ type devices struct {
 	applied     map[string]int
 	calls       []int // how many devices each call of ApplyDesired had
 	// results keeps the results of devices; nil for a fleet that does not.
-	results *recorder
+	results *resultBook
 }
 
 func newDevices(n int) *devices {

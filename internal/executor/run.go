@@ -8,62 +8,37 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
-	"batchtask.dev/operator/internal/shadow"
 )
 
-// feedBatch is how many devices are taken in at once.
-const feedBatch = 256
-
-// run carries one task out. One goroutine, loop, feeds: it takes devices in, which
-// readAhead has read, and publishes. Results arrive from the publisher's goroutines in
-// settle. Others beside it, pulse and keepRecording, watch the clock and record results.
+// run carries one task out:
+//
+//	readAhead ─ pages ─▶ feed ─ messages ─▶ publisher ─ results ─▶ account ─▶ recorder ─▶ status
+//
+// Each arrow leads to another goroutine. One, loop, is the run from beginning to end; it
+// feeds. Results arrive from the publisher's goroutines in landed. Others beside it, pulse
+// and keepRecording, watch the clock and record results. What they share is the account.
 type run struct {
-	exec  *Executor
-	task  Task
-	share *share
+	exec *Executor
+	task Task
 
 	life     context.Context    //nolint:containedctx // ended by abandon
 	abandon  context.CancelFunc // drops the run at once
 	feeding  context.Context    //nolint:containedctx // ended by the deadline, stop and abandon
 	stopFeed context.CancelFunc
 
-	mu       sync.Mutex
-	tracker  *tracker
-	matched  int64
-	inFlight int     // attempts that the publisher has not settled
-	asked    Outcome // what stop asked for
-	expired  bool
-	outcome  Outcome
-	trouble  string
-	dirty    bool   // there is progress nobody has been told of
-	told     uint64 // the tracker's head when somebody was last told
-
-	recording sync.Mutex    // held by who records results
-	results   fleet.Results // where they are kept; nil for nowhere
-	safe      Progress      // what has been recorded
-	toRecord  chan struct{} // has room for one signal: there is something to tell of
+	account  *account
+	feed     *feed
+	recorder *recorder
 
 	dead    atomic.Bool   // nobody waits for results any more
 	settled chan struct{} // has room for one signal: there is room, or nothing is left
-	pages   chan page     // from readAhead
-
-	// Of loop alone:
-	at      string   // the last name that was given to the tracker
-	page    page     // devices not yet given to the tracker
-	retry   []uint64 // devices to be served again at retryAt
-	retryAt time.Time
-	backoff wait.Backoff
 }
 
 func newRun(e *Executor, task Task) *run {
 	r := &run{
-		exec: e, task: task, share: e.window.join(), matched: task.Matched,
-		tracker: newTracker(e.opts.ResendLimit, task.After, task.Succeeded, task.Failed, task.Failures),
-		settled: make(chan struct{}, 1), toRecord: make(chan struct{}, 1), pages: make(chan page), at: task.After,
+		exec: e, task: task, account: newAccount(task, e.opts.ResendLimit), settled: make(chan struct{}, 1),
 	}
-	r.backoff = newBackoff()
 	life, cancel := context.WithCancel(e.ctx)
 	r.life = life
 	r.abandon = func() {
@@ -71,6 +46,7 @@ func newRun(e *Executor, task Task) *run {
 		cancel()
 	}
 	r.feeding, r.stopFeed = context.WithCancel(life)
+	r.feed, r.recorder = newFeed(r), newRecorder(r)
 	return r
 }
 
@@ -83,24 +59,18 @@ func (r *run) loop() {
 	var beside sync.WaitGroup
 	fed := make(chan struct{})
 	beside.Go(r.pulse)
-	beside.Go(func() { r.keepRecording(fed) })
+	beside.Go(func() { r.recorder.keepRecording(fed) })
 
-	served := r.prepare() && r.feed()
+	served := r.prepare() && r.feed.serve()
 	outcome := r.conclude(served)
 
 	r.stopFeed()
 	close(fed)
 	beside.Wait()
-	if outcome == OutcomeNone || !r.record(r.life) {
+	if outcome == OutcomeNone || !r.recorder.record(r.life) {
 		return // abandoned, or the process is ending
 	}
-	r.mu.Lock()
-	r.outcome = outcome
-	r.trouble = ""
-	if outcome == OutcomeServed || outcome == OutcomeExpired {
-		r.matched = r.tracker.succeeded + r.tracker.failed
-	}
-	r.mu.Unlock()
+	r.account.finish(outcome)
 	r.exec.notify(r.task.NamespacedName)
 }
 
@@ -110,183 +80,25 @@ func (r *run) prepare() bool {
 		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
 			return err
 		}
-		if err := r.openResults(ctx); err != nil {
+		if err := r.recorder.open(ctx); err != nil {
 			return err
 		}
 		if r.task.Matched > 0 {
 			return nil // resumed: counted when it started
 		}
-		n, err := r.exec.store.Count(ctx, r.query(""))
+		n, err := r.exec.store.Count(ctx, r.query(r.feed.at))
 		if err != nil {
 			return err
 		}
-		r.mu.Lock()
-		r.matched, r.dirty = r.tracker.succeeded+r.tracker.failed+n, true
-		r.mu.Unlock()
+		r.account.match(n)
 		return nil
 	})
 }
 
-// feed serves devices until every one has its result (true), or feeding has
-// ended (false).
-func (r *run) feed() bool {
-	var reading sync.WaitGroup
-	defer reading.Wait()
-	reading.Go(func() { r.readAhead(r.task.After) })
-	for r.feeding.Err() == nil {
-		switch {
-		case len(r.retry) > 0 && !r.exec.opts.Clock.Now().Before(r.retryAt):
-			r.tryAgain()
-		case r.takeIn():
-		case r.allServed():
-			return true
-		default:
-			r.waitForWork()
-		}
-	}
-	return false
-}
-
-// takeIn serves the next devices of the page, or says that there are none or no room.
-func (r *run) takeIn() bool {
-	r.mu.Lock()
-	n := min(r.tracker.room(), len(r.page.names), feedBatch)
-	if n == 0 {
-		r.mu.Unlock()
-		return false
-	}
-	names, updates := r.page.take(n)
-	batch := make([]uint64, n)
-	for i, name := range names {
-		batch[i] = r.tracker.add(name)
-	}
-	r.at = names[n-1]
-	r.mu.Unlock()
-	if r.task.Publish != nil {
-		r.publishMessages(batch, names)
-	} else {
-		r.sendDeltas(batch, names, updates)
-	}
-	return true
-}
-
-// allServed reports whether every device has its result.
-func (r *run) allServed() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.page.last && len(r.page.names) == 0 && r.tracker.open() == 0
-}
-
-// waitForWork waits until results have made room, there is a page where the last one has
-// been taken in, a retry is due, or feeding ends.
-func (r *run) waitForWork() {
-	var due <-chan time.Time
-	if len(r.retry) > 0 {
-		timer := r.exec.opts.Clock.NewTimer(r.retryAt.Sub(r.exec.opts.Clock.Now()))
-		defer timer.Stop()
-		due = timer.C()
-	}
-	var pages chan page
-	if len(r.page.names) == 0 && !r.page.last {
-		pages = r.pages
-	}
-	select {
-	case <-r.settled:
-	case r.page = <-pages:
-	case <-due:
-	case <-r.feeding.Done():
-	}
-}
-
-// publishMessages sends the task's message to these devices.
-func (r *run) publishMessages(batch []uint64, names []string) {
-	prefix, suffix := r.task.Product.ProductID+"/", "/"+r.task.Publish.Topic
-	deliveries := make([]*delivery, len(batch))
-	for i, seq := range batch {
-		deliveries[i] = &delivery{run: r, seq: seq, topic: prefix + names[i] + suffix, payload: r.task.Publish.Payload}
-	}
-	r.publish(deliveries)
-}
-
-// sendDeltas sends each of these devices the delta of its update. A device without one
-// has succeeded at once: its shadow is stored, and there is nothing to tell it.
-func (r *run) sendDeltas(batch []uint64, names []string, updates []fleet.DesiredResult) {
-	var deliveries []*delivery
-	var passing error
-	for i, u := range updates {
-		switch verdict, reason, message := judge(u.Err); {
-		case verdict == pending:
-			r.retry, passing = append(r.retry, batch[i]), u.Err
-		case verdict == succeeded && len(u.Delta) > 0:
-			topic := shadow.ResultTopic(r.task.Product.ProductID, names[i])
-			deliveries = append(deliveries, &delivery{run: r, seq: batch[i], topic: topic, payload: u.Delta})
-		default:
-			r.settle(batch[i], verdict, reason, message)
-		}
-	}
-	if passing != nil {
-		r.retryAt = r.exec.opts.Clock.Now().Add(r.backoff.Step())
-		r.report("updating shadows", passing)
-	}
-	r.publish(deliveries)
-}
-
-// tryAgain updates the shadows that could not be updated before.
-func (r *run) tryAgain() {
-	batch := r.retry
-	r.retry = nil
-	names := make([]string, len(batch))
-	r.mu.Lock()
-	for i, seq := range batch {
-		names[i] = r.tracker.name(seq)
-	}
-	r.mu.Unlock()
-	updates := r.exec.store.ApplyDesired(r.feeding, r.task.Product, r.update(r.exec.opts.Clock.Now()), names)
-	r.sendDeltas(batch, names, updates)
-	if len(r.retry) == 0 {
-		r.backoff = newBackoff()
-		r.report("", nil)
-	}
-}
-
-// publish sends these messages as the window allows. Those that are not sent when
-// feeding ends stay pending.
-func (r *run) publish(deliveries []*delivery) {
-	for len(deliveries) > 0 {
-		n, err := r.share.acquire(r.feeding, len(deliveries))
-		if err != nil {
-			return
-		}
-		r.mu.Lock()
-		r.inFlight += n
-		r.mu.Unlock()
-		for i, d := range deliveries[:n] {
-			if err := r.exec.publisher.Publish(r.feeding, d); err != nil {
-				r.unsent(n - i)
-				return
-			}
-		}
-		deliveries = deliveries[n:]
-	}
-}
-
-// unsent gives places of the window back that no message has used.
-func (r *run) unsent(n int) {
-	r.share.release(n)
-	r.mu.Lock()
-	r.inFlight -= n
-	r.mu.Unlock()
-	r.signal()
-}
-
 // landed is called when the publisher has settled a message.
 func (r *run) landed(seq uint64, res result, reason, message string) {
-	r.share.release(1)
-	r.mu.Lock()
-	r.inFlight--
-	tell := res != pending && r.take(seq, res, reason, message)
-	wake := r.wanted()
-	r.mu.Unlock()
+	r.feed.share.release(1)
+	tell, wake := r.account.land(seq, res, reason, message)
 	if wake {
 		r.signal()
 	}
@@ -297,54 +109,33 @@ func (r *run) landed(seq uint64, res result, reason, message string) {
 
 // settle takes the result of a device that needs no message.
 func (r *run) settle(seq uint64, res result, reason, message string) {
-	r.mu.Lock()
-	tell := r.take(seq, res, reason, message)
-	r.mu.Unlock()
-	if tell {
+	if r.account.settle(seq, res, reason, message) {
 		r.checkpoint()
 	}
 }
 
-// take settles a device. It reports whether so much has come since the last time
-// that a checkpoint should be written now, before the run has to wait for it.
-func (r *run) take(seq uint64, res result, reason, message string) (tell bool) {
-	if !r.tracker.settle(seq, res, reason, message) {
-		return false
-	}
-	r.dirty = true
-	// A record is cheap, and what is not recorded takes room. One is made at a time, so
-	// they are as large as what comes during the last.
-	enough := uint64(len(r.tracker.ring)+1) / 2
-	if r.results != nil {
-		enough = uint64(len(r.tracker.ring)+15) / 16
-	}
-	if r.tracker.head-r.told < enough {
-		return false
-	}
-	r.told, r.dirty = r.tracker.head, false
-	return true
-}
-
-// saved tells the tracker that a checkpoint has been written to the status.
+// saved is called when a checkpoint has been written to the status.
 func (r *run) saved(mark uint64) {
-	r.mu.Lock()
-	r.tracker.save(mark) // changes nothing where that is recorded already
-	wake := r.wanted()
-	r.mu.Unlock()
-	if wake {
+	if r.account.save(mark) {
 		r.signal()
 	}
 }
 
-// wanted reports whether there is enough for loop to do that it is worth waking.
-func (r *run) wanted() bool {
-	return r.inFlight == 0 || r.tracker.room() >= max(1, len(r.tracker.ring)/16)
-}
-
+// signal wakes feeding.
 func (r *run) signal() {
 	select {
 	case r.settled <- struct{}{}:
 	default:
+	}
+}
+
+// checkpoint asks for what the watermark has passed to be kept before the run has to
+// wait for that: recorded or, where results are not kept, written to the status.
+func (r *run) checkpoint() {
+	if r.account.isRecorded() {
+		r.recorder.request()
+	} else {
+		r.exec.notify(r.task.NamespacedName)
 	}
 }
 
@@ -358,9 +149,9 @@ func (r *run) pulse() {
 	for {
 		select {
 		case <-tick.C():
-			if r.takeNews() {
+			if r.account.news(r.exec.publisher.Connected()) {
 				r.checkpoint()
-				if r.keptIn() != nil {
+				if r.account.isRecorded() {
 					r.exec.notify(r.task.NamespacedName) // of what has been recorded so far
 				}
 			}
@@ -369,45 +160,6 @@ func (r *run) pulse() {
 		case <-r.feeding.Done():
 			return
 		}
-	}
-}
-
-func (r *run) takeNews() bool {
-	connected := r.exec.publisher.Connected()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	const lost = "there is no connection to the MQTT broker"
-	switch {
-	case !connected && r.trouble == "":
-		r.trouble, r.dirty = lost, true
-	case connected && r.trouble == lost:
-		r.trouble, r.dirty = "", true
-	}
-	news := r.dirty
-	r.dirty, r.told = false, r.tracker.head
-	return news
-}
-
-// progress is what the reconciler may write.
-func (r *run) progress() Progress {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.results == nil {
-		return r.snapshotLocked()
-	}
-	p := r.safe
-	p.Matched = max(r.matched, p.Succeeded+p.Failed)
-	p.Outcome, p.Trouble = r.outcome, r.trouble
-	return p
-}
-
-// snapshotLocked is how far the run has come.
-func (r *run) snapshotLocked() Progress {
-	return Progress{
-		Cursor: r.tracker.cursor, Mark: r.tracker.head, Matched: max(r.matched, r.tracker.succeeded+r.tracker.failed),
-		Succeeded: r.tracker.succeeded, Failed: r.tracker.failed,
-		Failures: append([]v1alpha1.DeviceFailure(nil), r.tracker.failures...),
-		Outcome:  r.outcome, Trouble: r.trouble,
 	}
 }
 
@@ -430,14 +182,19 @@ func (r *run) persistIn(ctx context.Context, doing string, do func(context.Conte
 			return false
 		}
 		r.report(doing, err)
-		timer := r.exec.opts.Clock.NewTimer(backoff.Step())
-		select {
-		case <-timer.C():
-		case <-ctx.Done():
-		}
-		timer.Stop()
+		r.pause(ctx, backoff.Step())
 	}
 	return false
+}
+
+// pause waits for a time or until ctx ends.
+func (r *run) pause(ctx context.Context, d time.Duration) {
+	timer := r.exec.opts.Clock.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C():
+	case <-ctx.Done():
+	}
 }
 
 // report says what holds the run up, or with a nil error that nothing does.
@@ -447,20 +204,14 @@ func (r *run) report(doing string, err error) {
 		trouble = doing + ": " + err.Error()
 		r.exec.opts.Log.Info("Task is held up, will try again", "task", r.task.NamespacedName, "trouble", trouble)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.trouble != trouble {
-		r.trouble, r.dirty = trouble, true
-	}
+	r.account.report(trouble)
 }
 
 func newBackoff() wait.Backoff {
 	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.2, Steps: 50, Cap: 5 * time.Second}
 }
 
+// query asks for the task's devices behind a name.
 func (r *run) query(after string) fleet.Query {
-	if after == "" {
-		after = r.task.After
-	}
 	return fleet.Query{Product: r.task.Product, Filter: r.task.Filter, After: after, Until: r.task.Until}
 }

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
 )
 
 // MaxFailures is how many failed devices a task remembers by name.
@@ -27,14 +28,26 @@ const (
 // A checkpoint is worth something only once it is written. So the tracker keeps
 // its devices until then: it takes in no more than its size beyond the last
 // checkpoint that was saved, not beyond the watermark, which may have run far ahead
-// of it.
+// of it. A device has a sequence number, and
 //
-// A device has a sequence number. The tracker is not safe for concurrent use.
+//	saved ≤ told ≤ head ≤ tail ≤ saved + len(ring)
+//
+//	 number  0  1  2  3  4  5  6  7  8  9 10 11 12 13
+//	 result  ✓  ✗  ✓  ✓  ✓  ✓  ✗  ✓  ·  ✓  ·  ·             · none yet
+//	               ▲        ▲        ▲           ▲
+//	             saved     told     head        tail
+//	             in the    somebody the water-  the next
+//	             status,   knows of mark: the   device to
+//	             or in a   this     first not   be added
+//	             record             counted
+//
+// The tracker is not safe for concurrent use.
 type tracker struct {
 	ring  []tracked // the device with number n is at n mod len(ring)
-	saved uint64    // number of the first device behind the last saved checkpoint
-	head  uint64    // number of the first device that is not counted
-	tail  uint64    // number of the next device to be added
+	saved uint64
+	told  uint64
+	head  uint64
+	tail  uint64
 
 	cursor    string
 	succeeded int64
@@ -62,9 +75,15 @@ func (t *tracker) room() int { return len(t.ring) - int(t.tail-t.saved) } //noli
 // save notes that the checkpoint with this head has been written.
 func (t *tracker) save(head uint64) {
 	if head > t.saved && head <= t.head {
-		t.saved = head
+		t.saved, t.told = head, max(t.told, head)
 	}
 }
+
+// tell notes that somebody knows how far the watermark is.
+func (t *tracker) tell() { t.told = t.head }
+
+// untold is how many devices the watermark has passed since somebody was told.
+func (t *tracker) untold() uint64 { return t.head - t.told }
 
 // open is how many devices have been added and not counted.
 func (t *tracker) open() int { return int(t.tail - t.head) } //nolint:gosec // at most len(ring)
@@ -126,5 +145,28 @@ func (t *tracker) count(device *tracked) {
 			t.failures = append(t.failures, v1alpha1.DeviceFailure{DeviceName: device.name, Reason: device.reason, Message: device.message})
 		}
 	case gone, pending:
+	}
+}
+
+// since returns the results of the devices from this number to the watermark.
+func (t *tracker) since(seq uint64) fleet.ResultRange {
+	var part fleet.ResultRange
+	for ; seq < t.head; seq++ {
+		switch d := &t.ring[seq%uint64(len(t.ring))]; d.result {
+		case succeeded:
+			part.Succeeded = append(part.Succeeded, d.name)
+		case failed:
+			part.Failed = append(part.Failed, fleet.Failure{Name: d.name, Reason: d.reason, Message: d.message})
+		case gone, pending:
+		}
+	}
+	return part
+}
+
+// resume begins after what has been recorded. The tracker must be empty.
+func (t *tracker) resume(totals fleet.ResultTotals) {
+	t.cursor, t.succeeded, t.failed, t.failures = totals.Upto, totals.Succeeded, totals.Failed, nil
+	for _, f := range totals.FirstFailed {
+		t.failures = append(t.failures, v1alpha1.DeviceFailure{DeviceName: f.Name, Reason: f.Reason, Message: f.Message})
 	}
 }

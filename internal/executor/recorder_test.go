@@ -30,8 +30,8 @@ func (k keeper) ResultsOf(context.Context, fleet.Product) (fleet.Results, error)
 	return k.results, k.results.fault()
 }
 
-// recorder keeps the results of one task in memory. It fails now and then.
-type recorder struct {
+// resultBook keeps the results of one task in memory. It fails now and then.
+type resultBook struct {
 	fleet.Results // the rest, which the executor does not use
 
 	mu      sync.Mutex
@@ -41,7 +41,7 @@ type recorder struct {
 	late    time.Duration     // how long a call takes
 }
 
-func (r *recorder) fault() error {
+func (r *resultBook) fault() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.faults > 0 {
@@ -51,7 +51,7 @@ func (r *recorder) fault() error {
 	return nil
 }
 
-func (r *recorder) Record(_ context.Context, _ string, _ fleet.Product, part fleet.ResultRange) error {
+func (r *resultBook) Record(_ context.Context, _ string, _ fleet.Product, part fleet.ResultRange) error {
 	<-time.After(r.late)
 	if err := r.fault(); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (r *recorder) Record(_ context.Context, _ string, _ fleet.Product, part fle
 	return nil
 }
 
-func (r *recorder) Totals(_ context.Context, _ string, failures int) (fleet.ResultTotals, error) {
+func (r *resultBook) Totals(_ context.Context, _ string, failures int) (fleet.ResultTotals, error) {
 	if err := r.fault(); err != nil {
 		return fleet.ResultTotals{}, err
 	}
@@ -89,18 +89,18 @@ func (r *recorder) Totals(_ context.Context, _ string, failures int) (fleet.Resu
 	return totals, nil
 }
 
-func (r *recorder) remove(after, upto string) {
+func (r *resultBook) remove(after, upto string) {
 	maps.DeleteFunc(r.results, func(name, _ string) bool { return name > after && name <= upto })
 }
 
-func (r *recorder) upto() string {
+func (r *resultBook) upto() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.most
 }
 
 // counts returns how many have succeeded, and how many failed for each reason.
-func (r *recorder) counts() map[string]int {
+func (r *resultBook) counts() map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	counts := map[string]int{}
@@ -112,7 +112,7 @@ func (r *recorder) counts() map[string]int {
 
 func keeping(n int) *devices {
 	d := newDevices(n)
-	d.results = &recorder{results: map[string]string{}}
+	d.results = &resultBook{results: map[string]string{}}
 	return d
 }
 

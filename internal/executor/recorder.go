@@ -1,0 +1,152 @@
+package executor
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/fleet"
+)
+
+// Where the fleet keeps the result of each device, what is recorded there is the
+// checkpoint:
+//
+//	result ─▶ watermark ─▶ record ─▶ progress ─▶ status
+//
+// A run is no further ahead of what is recorded than its resend limit, and a resumed
+// one goes on where the records end, whatever the status says. So the status may be
+// a second old without a device being served twice for it, and the speed of a task
+// is not that of the API server. The status never counts what is not recorded.
+
+// restPage is how many devices that the deadline has left without a result are
+// recorded at once.
+const restPage = 5000
+
+// recorder keeps the results of a run where its fleet keeps them. Where it keeps none,
+// it does nothing.
+type recorder struct {
+	run      *run
+	results  atomic.Value  // *kept, once it is known where
+	writing  sync.Mutex    // held by who records
+	toRecord chan struct{} // has room for one signal: there is something to record
+}
+
+// kept is where results are kept.
+type kept struct{ fleet.Results }
+
+func newRecorder(r *run) *recorder {
+	return &recorder{run: r, toRecord: make(chan struct{}, 1)}
+}
+
+// keptIn returns where results are kept; nil for nowhere.
+func (w *recorder) keptIn() fleet.Results {
+	if k, ok := w.results.Load().(*kept); ok {
+		return k.Results
+	}
+	return nil
+}
+
+// open finds out where results are kept, and goes on where those end that have been
+// recorded. The status is ahead of them only where somebody has removed some; then it
+// counts. It is called by loop before any device is taken in.
+func (w *recorder) open(ctx context.Context) error {
+	r := w.run
+	keeper, ok := r.exec.store.(fleet.ResultsKeeper)
+	if !ok || w.keptIn() != nil {
+		return nil
+	}
+	results, err := keeper.ResultsOf(ctx, r.task.Product)
+	if err != nil || results == nil {
+		return err
+	}
+	totals, err := results.Totals(ctx, string(r.task.UID), MaxFailures)
+	if err != nil {
+		return err
+	}
+	w.results.Store(&kept{results})
+	if r.account.resume(totals, r.feed.at) {
+		r.feed.at = totals.Upto
+	}
+	return nil
+}
+
+// request asks keepRecording to record.
+func (w *recorder) request() {
+	select {
+	case w.toRecord <- struct{}{}:
+	default: // that is to be done already
+	}
+}
+
+// keepRecording records results whenever that is asked for, until done.
+func (w *recorder) keepRecording(done <-chan struct{}) {
+	for {
+		select {
+		case <-w.toRecord:
+			w.record(w.run.life)
+		case <-done:
+			return
+		}
+	}
+}
+
+// record records what the watermark has passed, and then lets it count. It tries
+// until it succeeds (true) or ctx ends.
+func (w *recorder) record(ctx context.Context) bool {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	if w.keptIn() == nil {
+		return true
+	}
+	part, next := w.run.account.unrecorded()
+	if part.Upto > part.After && !w.write(ctx, part) {
+		return false
+	}
+	if w.run.account.record(next) {
+		w.run.signal()
+	}
+	return true
+}
+
+// write needs writing. It records a part, however often that takes.
+func (w *recorder) write(ctx context.Context, part fleet.ResultRange) bool {
+	r := w.run
+	part.At = r.exec.opts.Clock.Now()
+	return r.persistIn(ctx, "recording results", func(ctx context.Context) error {
+		return w.keptIn().Record(ctx, string(r.task.UID), r.task.Product, part)
+	})
+}
+
+// recordRest counts the devices behind a name, which had not been reached at the
+// deadline, as failed, each with a result of its own.
+func (w *recorder) recordRest(after string) bool {
+	r := w.run
+	if !w.record(r.life) {
+		return false
+	}
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	for more := true; more; {
+		var names []string
+		if !r.persistIn(r.life, "reading the devices that were not reached", func(ctx context.Context) (err error) {
+			names, more, err = r.exec.store.Scan(ctx, r.query(after), restPage)
+			return r.orUnnamed(err)
+		}) {
+			return false
+		}
+		if len(names) == 0 {
+			break
+		}
+		part := fleet.ResultRange{After: after, Upto: names[len(names)-1]}
+		for _, name := range names {
+			part.Failed = append(part.Failed, fleet.Failure{Name: name, Reason: v1alpha1.ReasonDeadlineExceeded, Message: deadlineMessage})
+		}
+		if !w.write(r.life, part) {
+			return false
+		}
+		after = part.Upto
+		r.account.failUnreachedRecorded(names)
+	}
+	return true
+}
