@@ -66,8 +66,8 @@ type lane struct {
 	lastUsed  time.Time
 
 	// For the lane's goroutine, of which there is one at a time.
-	session *session
-	fresh   bool // nothing but a round trip has happened on session
+	sender *sender
+	fresh   bool // nothing but a round trip has happened on it
 	window  int
 	clean   int // acknowledged since the last drop
 	pause   backoff
@@ -232,7 +232,7 @@ func (l *lane) dissolve() {
 // ready sees to a connection that serves, with one more look at the evidence when it is a new one.
 func (l *lane) ready(ctx, connCtx context.Context) bool {
 	p := l.pool
-	if l.session != nil && !l.session.conn.isDead() && !p.renewalDue(l.session) {
+	if l.sender != nil && !l.sender.conn.isDead() && !p.renewalDue(l.sender) {
 		return true
 	}
 	l.hangUp()
@@ -250,7 +250,7 @@ func (l *lane) ready(ctx, connCtx context.Context) bool {
 		return false
 	}
 	l.pause = backoff{}
-	l.session, l.fresh = s, true
+	l.sender, l.fresh = s, true
 	l.judge()
 	return true
 }
@@ -341,7 +341,7 @@ func (l *lane) live(it *item) bool {
 // send sends a batch and waits for what becomes of it.
 func (l *lane) send(ctx context.Context, batch []*item) {
 	p := l.pool
-	s := l.session
+	s := l.sender
 	alone := l.fresh && len(batch) == 1
 	l.fresh = false
 	if alone {
@@ -369,7 +369,7 @@ func (l *lane) send(ctx context.Context, batch []*item) {
 		l.window = min(2*l.window, p.options.Window)
 		return
 	}
-	l.session = nil
+	l.sender = nil
 	if !dropped {
 		l.trial = trial{}
 		return
@@ -448,9 +448,9 @@ func (l *lane) putBack(batch []*item, dropped bool) int {
 }
 
 func (l *lane) hangUp() {
-	if l.session != nil {
-		l.session.close()
-		l.session = nil
+	if l.sender != nil {
+		l.sender.close()
+		l.sender = nil
 	}
 }
 

@@ -102,7 +102,7 @@ func TestManyPoisonSources(t *testing.T) {
 	}
 }
 
-func sharedSessions(p *Pool) []*session {
+func sharedSenders(p *Pool) []*sender {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Collect(maps.Keys(p.shared))
@@ -129,13 +129,13 @@ func TestFlappingBroker(t *testing.T) {
 			g := newGroup("task", 400)
 			g.publish(t, p)
 			for range 60 {
-				up := sharedSessions(p)
+				up := sharedSenders(p)
 				tt.flap(broker)
 				// That shared connections have ended is what acquits the messages; the pool may learn it late, but not
 				// three times in a row.
 				eventually(t, "the pool has seen it", func() bool {
-					now := sharedSessions(p)
-					return !slices.ContainsFunc(up, func(s *session) bool { return slices.Contains(now, s) })
+					now := sharedSenders(p)
+					return !slices.ContainsFunc(up, func(s *sender) bool { return slices.Contains(now, s) })
 				})
 				<-time.After(15 * time.Millisecond)
 			}
@@ -190,7 +190,7 @@ func TestEvidence(t *testing.T) {
 			it := <-p.queue
 			p.accuse([]*item{it})
 			l := p.lanes["task"]
-			other := &session{link: &link{conn: &bufferedConn{dead: make(chan struct{})}}}
+			other := &sender{link: &link{conn: &bufferedConn{dead: make(chan struct{})}}}
 			for _, s := range tt.steps {
 				if delete(p.shared, other); !s.nobody {
 					p.shared[other] = nil

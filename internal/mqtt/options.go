@@ -32,7 +32,7 @@ const (
 	maxWindow = 32768
 	// maxPayload keeps a packet below the 268,435,455 bytes of MQTT 3.1.1 section 2.2.3, whatever the topic.
 	maxPayload = 268_435_455 - maxTopicBytes - 4
-	// maxClientIDPrefix leaves room for the suffix in what every broker must accept (see session.go).
+	// maxClientIDPrefix leaves room for the suffix in what every broker must accept (see sender.go).
 	maxClientIDPrefix = 64
 )
 

@@ -56,7 +56,7 @@ type Pool struct {
 	seq    uint64
 	began  bool
 	closed bool
-	shared map[*session]chan struct{} // closing the channel makes the session drain and be renewed
+	shared map[*sender]chan struct{} // closing the channel makes the sender drain and be renewed
 	lanes  map[any]*lane
 	active int     // lanes that have a connection or try to get one
 	line   []*lane // lanes that wait to be active
@@ -79,7 +79,7 @@ func New(opts Options) (*Pool, error) {
 		log:   opts.Log.WithValues("broker", to.url.Scheme+"://"+to.url.Host),
 		slots: make(chan struct{}, opts.Window), queue: make(chan *item, opts.Window), retry: make(chan *item, opts.Window),
 		retryWork: make(chan struct{}, 1), laneWork: make(chan struct{}, 1), done: make(chan struct{}),
-		shared: map[*session]chan struct{}{}, lanes: map[any]*lane{},
+		shared: map[*sender]chan struct{}{}, lanes: map[any]*lane{},
 	}
 	p.files = files{options: &p.options, target: to}
 	return p, nil
@@ -191,7 +191,7 @@ func (f feedLine) overdue(it *item) { f.pool.retryLater(it) }
 
 // serve keeps a connection busy from the queue until stop or ctx ends that in an orderly way (nil), or it is lost.
 // Whatever is left then has been passed on.
-func (f feedLine) serve(ctx context.Context, s *session, stop <-chan struct{}) error {
+func (f feedLine) serve(ctx context.Context, s *sender, stop <-chan struct{}) error {
 	p := f.pool
 	s.startFeed(func() *item {
 		for {
@@ -374,7 +374,7 @@ func (p *Pool) watchFiles(ctx context.Context) {
 }
 
 // renewalDue says whether a connection was made with files that have changed since.
-func (p *Pool) renewalDue(s *session) bool {
+func (p *Pool) renewalDue(s *sender) bool {
 	current := p.current.Load()
 	return current != nil && *current != s.files && p.clock.Since(s.since) > p.options.FileCheckInterval
 }
