@@ -2,7 +2,9 @@ package fleet
 
 import (
 	"errors"
+	"fmt"
 	"slices"
+	"unicode/utf8"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/shadow"
@@ -33,9 +35,37 @@ type Shadow struct {
 	Acknowledged int
 }
 
+// The sizes of stored documents, in characters, up to which they are read: those that the
+// schema of Device and the tables of a database allow. Both belong to a tenant, who can
+// change them, and what is read takes many times its size in memory.
+const (
+	maxStoredPart     = 64 << 10
+	maxStoredMetadata = 512 << 10
+)
+
+// fault returns what is wrong with the shadow before its documents are read; "" for
+// nothing.
+func (s Shadow) fault() string {
+	if s.Version < 0 {
+		return fmt.Sprintf("the stored shadow has the version %d, below 0", s.Version)
+	}
+	for _, part := range []struct {
+		name, text string
+		most       int
+	}{{"reported", s.Reported, maxStoredPart}, {"desired", s.Desired, maxStoredPart}, {"metadata", s.Metadata, maxStoredMetadata}} {
+		if len(part.text) > part.most && utf8.RuneCountInString(part.text) > part.most {
+			return fmt.Sprintf("the stored %s part is longer than %d characters", part.name, part.most)
+		}
+	}
+	return ""
+}
+
 // Document reads the shadow. The error, of one that is no document, is a
 // [*DeviceError]: whatever is asked of the device, it is no fault of that.
 func (s Shadow) Document() (*shadow.Document, error) {
+	if fault := s.fault(); fault != "" {
+		return nil, &DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: fault}
+	}
 	doc, err := shadow.Parse(s.Stored)
 	if err != nil {
 		return nil, &DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: err.Error()}

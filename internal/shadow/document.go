@@ -17,6 +17,7 @@ package shadow
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 )
@@ -29,7 +30,15 @@ const (
 	// MaxBytes is how many bytes each part of a shadow may have as JSON without
 	// white space: 16 KiB.
 	MaxBytes = 16 << 10
+	// MaxGivenVersion is the greatest version that a shadow may be given from outside, by
+	// an import: 2⁵³ − 1, which every reader of JSON keeps. It leaves room for more changes
+	// than can be made.
+	MaxGivenVersion = 1<<53 - 1
 )
+
+// ErrLastVersion : the version cannot grow any more. Nobody gets there by changes: somebody
+// has written that version into the store, and can write a lower one.
+var ErrLastVersion = fmt.Errorf("the shadow has the last version there is, %d, and cannot change any more; write a lower version into its store", int64(math.MaxInt64))
 
 // Object is a JSON object whose values are nil, bool, string, json.Number, []any
 // and Object. Numbers keep the digits that were written. Objects come from
@@ -145,9 +154,12 @@ func orNil(o Object) Object {
 // way but has the same value (1 and 1.0) is the same and stays as it was.
 //
 // The error is a [*DocumentError] for [ErrTooDeep] or [ErrTooLarge], when the
-// desired part would be over [MaxDepth] or [MaxBytes]; the document is then as it
-// was.
+// desired part would be over [MaxDepth] or [MaxBytes], or [ErrLastVersion]; the
+// document is then as it was.
 func (d *Document) MergeDesired(patch Object, now time.Time) (changed bool, err error) {
+	if d.Version == math.MaxInt64 {
+		return false, ErrLastVersion
+	}
 	desired, changed, err := d.part(desiredPart).merged(patch, now.UnixMilli())
 	if err != nil {
 		return false, err

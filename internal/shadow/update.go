@@ -3,6 +3,7 @@ package shadow
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -25,11 +26,14 @@ type Update struct {
 // Update makes a change. Both parts are merged as [Document.MergeDesired] says, and
 // the version grows by one for all of it, also when no value changed.
 //
-// Errors match [ErrVersion], or are [*DocumentError] for [ErrTooDeep] or
-// [ErrTooLarge] of the part as it would be; the document is then as it was.
+// Errors match [ErrVersion] or [ErrLastVersion], or are [*DocumentError] for [ErrTooDeep]
+// or [ErrTooLarge] of the part as it would be; the document is then as it was.
 func (d *Document) Update(u Update, now time.Time) error {
 	if u.Version != 0 && u.Version != d.Version {
 		return fmt.Errorf("%w: it is %d, not %d", ErrVersion, d.Version, u.Version)
+	}
+	if d.Version == math.MaxInt64 {
+		return ErrLastVersion
 	}
 	reported, desired := d.part(reportedPart), d.part(desiredPart)
 	var err error

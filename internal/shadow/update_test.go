@@ -2,6 +2,7 @@ package shadow
 
 import (
 	"errors"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,10 @@ func TestUpdate(t *testing.T) {
 		"report and acknowledgement are one step": {
 			stored: stored, reported: `{"a":2,"b":null}`, clear: true, version: 7,
 			want: changed(`{"a":2}`, ``, `{"reported":{"a":`+new+`}}`),
+		},
+		"the last version there is": {
+			stored: Stored{Version: math.MaxInt64}, reported: `{"a":1}`,
+			wantErr: ErrLastVersion, want: Stored{Version: math.MaxInt64},
 		},
 		"nothing to clear": {
 			stored: Stored{Version: 7}, clear: true,

@@ -114,7 +114,7 @@ func (s *Service) retry(ctx context.Context, f func() error) error {
 // passing says whether trying again may help: not where the message itself is
 // refused, where there is no device, or where its shadow cannot be stored.
 func passing(err error) bool {
-	if shadow.ResultOf(err) != shadow.ResultInternal || errors.Is(err, fleet.ErrDeviceGone) {
+	if shadow.ResultOf(err) != shadow.ResultInternal || errors.Is(err, fleet.ErrDeviceGone) || errors.Is(err, shadow.ErrLastVersion) {
 		return false
 	}
 	_, final := errors.AsType[*fleet.DeviceError](err)

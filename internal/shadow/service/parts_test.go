@@ -1,6 +1,7 @@
 package service
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/shadow"
 )
 
@@ -273,6 +275,24 @@ func TestOptions(t *testing.T) {
 		}
 		if got != tt.want {
 			t.Errorf("got  %q\nwant %q", got, tt.want)
+		}
+	}
+}
+
+// A shadow that cannot change any more is told at once, and not tried again.
+func TestPassing(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{errors.New("the database is away"), true},
+		{fmt.Errorf("wrapped: %w", fleet.ErrDeviceGone), false},
+		{fmt.Errorf("wrapped: %w", shadow.ErrLastVersion), false},
+		{&fleet.DeviceError{Reason: "InvalidShadow"}, false},
+		{shadow.ErrVersion, false},
+	} {
+		if got := passing(tt.err); got != tt.want {
+			t.Errorf("%v: passing %v, want %v", tt.err, got, tt.want)
 		}
 	}
 }
