@@ -37,9 +37,14 @@ func (s *Store) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []st
 	err := s.query(ctx, "reading how many devices have acknowledged tasks", func(row pgx.CollectableRow) error {
 		var uid string
 		var n int64
-		err := row.Scan(&uid, &n)
+		if err := row.Scan(&uid, &n); err != nil {
+			return err
+		}
+		if _, twice := counts[uid]; twice || !slices.Contains(taskUIDs, uid) {
+			return contradicts("it counted task %s, which nobody asked for, or counted it twice", shown(uid))
+		}
 		counts[uid] = n
-		return err
+		return number("the number of devices that have acknowledged a task", n, mostDevices)
 	}, acknowledgedSQL, p.Namespace, p.ProductID, taskUIDs)
 	if err != nil {
 		return nil, err

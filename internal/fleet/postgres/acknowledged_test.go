@@ -183,47 +183,55 @@ func TestAcknowledgedOnce(t *testing.T) {
 	}
 }
 
-// TestAcknowledgedImported : imports count what the devices had acknowledged where they
-// were, once.
-func TestAcknowledgedImported(t *testing.T) {
+// TestImportDuringTask : a newer shadow from a file takes the place of one that tasks have
+// changed. The tasks are not carried out again, and what devices have acknowledged before
+// and acknowledge after counts once.
+func TestImportDuringTask(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	p := h.Product(t)
-	of := func(name string, version int64, acknowledged int) Device {
-		s := shadowOf(`{"n":1}`, version)
-		s.AppliedTasks, s.Acknowledged = []string{"x", "y", "z"}, acknowledged
-		return Device{Name: name, Shadow: s}
+	names := []string{"a", "b", "c"}
+	for _, name := range names {
+		h.Create(t, p, fleettest.Device{Name: name})
 	}
-	twice := func(name string) Device {
-		d := of(name, 1, 2)
-		d.Shadow.AppliedTasks = []string{"x", "x"}
-		return d
-	}
-	for _, step := range []struct {
-		name    string
-		devices []Device
-		want    map[string]int64
-	}{
-		{"new ones", []Device{of("a", 2, 1), of("b", 2, 2), of("c", 2, 0)}, map[string]int64{"x": 2, "y": 1}},
-		{"the same again", []Device{of("c", 2, 0), of("b", 2, 2), of("a", 2, 1)}, map[string]int64{"x": 2, "y": 1}},
-		{"older ones", []Device{of("a", 1, 3), of("d", 1, 0)}, map[string]int64{"x": 2, "y": 1}},
-		{"newer ones", []Device{of("a", 3, 2), of("c", 3, 3), of("b", 2, 3)}, map[string]int64{"x": 3, "y": 3, "z": 1}},
-		{"one twice", []Device{of("e", 1, 1), of("e", 2, 2)}, map[string]int64{"x": 4, "y": 4, "z": 1}},
-		{"new ones that have a task twice", []Device{twice("f"), twice("g")}, map[string]int64{"x": 6, "y": 4, "z": 1}},
-		{"new ones beside others", []Device{twice("h"), of("c", 4, 3)}, map[string]int64{"x": 7, "y": 4, "z": 1}},
-	} {
-		if _, err := h.store.Import(t.Context(), p, given(step.devices...)); err != nil {
-			t.Fatalf("%s: %v", step.name, err)
-		}
-		if diff := cmp.Diff(step.want, h.acknowledged(t, p, "x", "y", "z")); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+	u := update(t, "task", `{"state":"open"}`)
+	h.applyAll(t, h.store, p, u, names)
+	h.change(t, h.store, p, "a", comply)
+	wantCounts := func(when string, want map[string]int64) {
+		t.Helper()
+		if diff := cmp.Diff(want, h.acknowledged(t, p, "task")); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
 		}
 	}
-	if got := h.export(t, p); len(got) != 8 || !got[2].Shadow.Equal(of("c", 4, 3).Shadow) {
-		t.Errorf("exported %+v", got)
+	wantCounts("before", map[string]int64{"task": 1})
+
+	file := []Device{versioned("new", 7)}
+	for _, name := range names {
+		file = append(file, versioned(name, 7))
 	}
-	if got := h.acknowledged(t, h.Product(t), "x"); len(got) != 0 {
-		t.Errorf("another product has %v", got)
+	if sum, err := h.store.Import(t.Context(), p, given(file...)); err != nil || sum != (ImportSummary{Added: 1, Updated: 3}) {
+		t.Fatalf("import: %+v, error %v", sum, err)
 	}
+	wantCounts("an import is not the word of a device", map[string]int64{"task": 1})
+	for i, name := range names {
+		is := h.Shadow(t, p, name)
+		want := fleet.Shadow{Stored: versioned(name, 7).Shadow.Stored, AppliedTasks: []string{"task"}}
+		if i == 0 {
+			want.Acknowledged = 1
+		}
+		if diff := cmp.Diff(want, is); diff != "" {
+			t.Errorf("device %s after the import (-want +got):\n%s", name, diff)
+		}
+	}
+
+	h.applyAnyDelta(t, h.store, p, u, names) // as after a crash
+	for _, name := range names {
+		if is := h.Shadow(t, p, name); is.Version != 7 || len(is.AppliedTasks) != 1 {
+			t.Errorf("device %s has version %d of the tasks %q, want 7 of one: it was changed twice", name, is.Version, is.AppliedTasks)
+		}
+		h.change(t, h.store, p, name, comply)
+	}
+	wantCounts("after all have reported", map[string]int64{"task": 3})
+	h.wantCounted(t, p, []string{"task"})
 }
 
 // TestAcknowledgedDeleted : what is counted of a task goes with its results, also where

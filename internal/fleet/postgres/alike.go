@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -24,7 +23,7 @@ const applyAlikeSQL = `UPDATE batchtask_device AS d SET version = d.version + 1,
 			ORDER BY r.device_name LIMIT $10) AS n) = $11
 		AND d.namespace = $1 AND d.product_id = $2 AND d.device_name >= $8 AND d.device_name <= $9 AND NOT d.disabled
 		AND d.reported = $12 AND d.desired = $13 AND d.metadata = $14 AND cardinality(d.applied_tasks) = $15 AND d.acknowledged = $16
-		AND NOT $3 = ANY (d.applied_tasks)
+		AND NOT $3 = ANY (d.applied_tasks) AND d.version < 9223372036854775807
 	RETURNING d.device_name, d.version`
 
 // leastAlike is how many devices it takes to be worth the try.
@@ -63,17 +62,29 @@ func (a *application) applyAlike(ctx context.Context, devices []*device) (rest [
 	if err != nil {
 		return nil, err
 	}
+	updated := newRoll(devices)
 	err = each(rows, func(r pgx.CollectableRow) error {
-		values := r.RawValues()
-		for devices[0].name != string(values[0]) { // all are among the devices, in their order
-			rest, devices = append(rest, devices[0]), devices[1:]
+		row := fieldsOf(r, 2)
+		name, version := row.text(0), row.int64(1)
+		if row.err != nil {
+			return row.err
 		}
-		in.version = int64(binary.BigEndian.Uint64(values[1])) - 1 //nolint:gosec // the protocol sends the bits of an int64
-		a.memo.apply(devices[0], in)
-		devices = devices[1:]
+		d, err := updated.find(name)
+		switch {
+		case err != nil:
+			return err
+		case d == nil:
+			// It was given that name by a trigger, or by somebody else at this moment. The
+			// shadows are written and remember the task, so the next attempt finds all of them.
+			return contradicts("it has updated device %s, which the task has not named", shown(name))
+		case version < 1:
+			return contradicts("device %s has version %d after an update", shown(name), version)
+		}
+		in.version = version - 1
+		a.memo.apply(d, in)
 		return nil
 	})
-	rest = append(rest, devices...)
+	rest = updated.left()
 	if err == nil && len(rest) > len(names)/2 {
 		a.store.expected.CompareAndSwap(expected, &likeness{documents: expected.documents})
 	}

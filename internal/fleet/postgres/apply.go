@@ -2,7 +2,8 @@ package postgres
 
 import (
 	"context"
-	"encoding/binary"
+	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -13,9 +14,17 @@ import (
 	"batchtask.dev/operator/internal/validation"
 )
 
-// applyChunk is how many shadows are changed by one statement: enough that the round
-// trips do not count, and few enough that the rows are not locked for long.
-const applyChunk = 4096
+const (
+	// applyChunk is how many shadows are changed by one statement: enough that the round
+	// trips do not count, and few enough that the rows are not locked for long.
+	applyChunk = 4096
+	// applyBytes is how large the documents that one statement reads or writes may be
+	// together, about. Shadows of the usual size come nowhere near.
+	applyBytes = 32 << 20
+)
+
+// errBulky : the documents of the devices are too large to be held together.
+var errBulky = fmt.Errorf("the documents of the shadows are larger than %d bytes together", applyBytes)
 
 // The devices of a task mostly stand side by side in the index. So their rows are read
 // as a range, which is several times cheaper than to look each one up, as long as that
@@ -25,7 +34,10 @@ const applyChunk = 4096
 // same transaction has written it (see readSQL) and it has the same key: a table that
 // was written anew as a whole, by VACUUM FULL, has another row in that place.
 //
-// All of them go through the names in their order: see session.
+// All of them go through the names in their order, so that two calls that lock the same
+// rows wait for each other and never both. That order is of the plan: see session. Where
+// the settings of the session do not count, as behind some poolers, the server may find a
+// deadlock and end one of both, which is then tried again; no result depends on it.
 const (
 	// The documents come only where they are not those that are expected.
 	shadowColumns = `d.device_name, d.ctid, d.xmin, d.version, cardinality(d.applied_tasks), d.acknowledged,
@@ -119,12 +131,13 @@ type device struct {
 // apply gives each device, which are in the order of their names, its result.
 //
 // If the server refuses the values of a row it refuses the statement, so that is
-// tried again with each half of the devices, until a row is left that fails alone.
+// tried again with each half of the devices, until a row is left that fails alone. So
+// are devices whose documents are too large together.
 func (a *application) apply(ctx context.Context, devices []*device) {
 	if len(devices) == 0 {
 		return
 	}
-	err := a.store.call(ctx, "updating shadows", func(ctx context.Context) error {
+	err := a.store.again(ctx, "updating shadows", func(ctx context.Context) error {
 		rest, err := a.applyAlike(ctx, devices)
 		if err != nil {
 			return err
@@ -137,17 +150,17 @@ func (a *application) apply(ctx context.Context, devices []*device) {
 			return err
 		}
 		// Some were not written. Those that were find the task in their shadow now.
-		return pgx.BeginFunc(ctx, a.store.pool, func(tx pgx.Tx) error {
+		return begin(ctx, a.store.pool, func(tx pgx.Tx) error {
 			conflict, err := a.try(ctx, tx, true, devices)
 			if err == nil && conflict {
-				err = errConflict
+				err = errNotWritten
 			}
 			return err
 		})
 	})
 	switch {
 	case err == nil:
-	case refused(err) && len(devices) > 1:
+	case (refused(err) || errors.Is(err, errBulky)) && len(devices) > 1:
 		half := len(devices) / 2
 		a.apply(ctx, devices[:half])
 		a.apply(ctx, devices[half:])
@@ -181,10 +194,8 @@ func (a *application) read(ctx context.Context, db connection, lock bool, device
 	sql := applyLockSQL
 	if !lock {
 		sql = applyReadSQL
-		first, last := devices[0].name, devices[len(devices)-1].name
-		limit := len(devices) + len(devices)/4
-		n, reached, err := a.take(ctx, db, devices, applyRangeSQL, first, last, limit)
-		if err != nil || n < limit {
+		reached, err := a.takeRange(ctx, db, devices)
+		if err != nil || reached == "" {
 			return err
 		}
 		devices = devices[slices.IndexFunc(devices, func(d *device) bool { return d.name >= reached }):]
@@ -199,43 +210,71 @@ func (a *application) read(ctx context.Context, db connection, lock bool, device
 	for i, d := range devices {
 		names[i] = d.name
 	}
-	_, _, err := a.take(ctx, db, devices, sql, names)
-	return err
+	return a.take(ctx, db, devices, func(name string, d *device) error {
+		if d == nil {
+			return contradicts("it returned device %s, which nobody asked for", shown(name))
+		}
+		return nil
+	}, sql, names)
 }
 
-// take hands the rows of a statement to the devices that they are of; both are in the
-// order of the names. It returns how many rows there were, and the last name.
-func (a *application) take(ctx context.Context, db connection, devices []*device, sql string, args ...any) (n int, last string, err error) {
+// takeRange reads the devices as a range of names, as far as it meets few others. reached
+// is the name of the last row where that was not the end; else "".
+func (a *application) takeRange(ctx context.Context, db connection, devices []*device) (reached string, err error) {
+	first, last, limit := devices[0].name, devices[len(devices)-1].name, len(devices)+len(devices)/4
+	n, before := 0, ""
+	err = a.take(ctx, db, devices, func(name string, _ *device) error {
+		// How far it has come depends on the order, which the statement demands.
+		if n++; n > limit || name <= before || name < first || name > last {
+			return contradicts("row %d of %d, device %s, is not after %s and from %s to %s",
+				n, limit, shown(name), shown(before), shown(first), shown(last))
+		}
+		before = name
+		return nil
+	}, applyRangeSQL, first, last, limit)
+	if n < limit {
+		before = ""
+	}
+	return before, err
+}
+
+// take hands the rows of a statement to the devices that they are of; check looks at each
+// name, with its device or nil.
+func (a *application) take(ctx context.Context, db connection, devices []*device, check func(string, *device) error, sql string, args ...any) error {
 	expected := *a.store.expected.Load()
 	rows, err := db.Query(ctx, sql, append([]any{
 		a.product.Namespace, a.product.ProductID, a.update.TaskUID, expected.reported, expected.desired, expected.metadata,
 	}, args...)...)
 	if err != nil {
-		return 0, "", err
+		return err
 	}
-	count := tally{expected: expected}
+	read, size, count := newRoll(devices), 0, tally{expected: expected}
 	err = each(rows, func(r pgx.CollectableRow) error {
-		values := r.RawValues()
-		n++
-		for len(devices) > 0 && devices[0].name < string(values[0]) {
-			devices = devices[1:]
-		}
-		last = string(values[0])
-		if len(devices) == 0 || devices[0].name != last {
-			return nil
-		}
-		d := devices[0]
-		d.place = pgtype.TID{BlockNumber: binary.BigEndian.Uint32(values[1]), OffsetNumber: binary.BigEndian.Uint16(values[1][4:]), Valid: true}
-		d.row = binary.BigEndian.Uint32(values[2])
-		version := int64(binary.BigEndian.Uint64(values[3])) //nolint:gosec // the protocol sends the bits of an int64
+		row := fieldsOf(r, 7)
+		name := row.text(0)
+		place, transaction := row.tid(1), row.uint32(2)
 		in := input{
-			documents: expected.documents, version: version,
-			tasks: int(binary.BigEndian.Uint32(values[4])), acknowledged: int(binary.BigEndian.Uint16(values[5])),
+			documents: expected.documents, version: row.int64(3),
+			tasks: int(row.int32(4)), acknowledged: int(row.int16(5)),
 		}
-		as := values[6] == nil
+		if row.err != nil {
+			return row.err
+		}
+		d, err := read.find(name)
+		if err == nil {
+			err = check(name, d)
+		}
+		if err != nil || d == nil {
+			return err
+		}
+		d.place, d.row = place, transaction
+		as := row.missing(6)
 		if !as {
 			if err := in.decode(r); err != nil {
-				return err
+				return fmt.Errorf("device %s: %w", shown(name), err)
+			}
+			if size += in.size(); size > applyBytes {
+				return errBulky
 			}
 		}
 		count.add(in, as)
@@ -245,7 +284,7 @@ func (a *application) take(ctx context.Context, db connection, devices []*device
 	if err == nil {
 		count.expect(a.store)
 	}
-	return n, last, err
+	return err
 }
 
 // decode sets what comes with the documents.
@@ -253,6 +292,9 @@ func (in *input) decode(r pgx.CollectableRow) (err error) {
 	var fields []string
 	if err := r.Scan(nil, nil, nil, nil, nil, nil, &fields); err != nil {
 		return err
+	}
+	if len(fields) != 5 {
+		return contradicts("a shadow has %d parts, not 5", len(fields))
 	}
 	in.documents, in.applied = documents{fields[0], fields[1], fields[2]}, fields[4] == "true"
 	in.timestamp, err = strconv.ParseInt(fields[3], 10, 64)
@@ -268,6 +310,7 @@ func (a *application) write(ctx context.Context, db connection, devices []*devic
 		acknowledged, known []int16
 		desired, metadata   []string
 		same, count         = true, false
+		size                int
 	)
 	for _, d := range devices {
 		if !d.write {
@@ -278,6 +321,7 @@ func (a *application) write(ctx context.Context, db connection, devices []*devic
 		desired, metadata = append(desired, d.desired), append(metadata, d.metadata)
 		same = same && d.desired == desired[0] && d.metadata == metadata[0]
 		count = count || d.acknowledged > d.known
+		size += len(d.desired) + len(d.metadata)
 	}
 	if len(names) == 0 {
 		return false, nil
@@ -286,6 +330,9 @@ func (a *application) write(ctx context.Context, db connection, devices []*devic
 	if same {
 		args = append(args, desired[0], metadata[0])
 	} else {
+		if size > applyBytes && len(names) > 1 {
+			return false, errBulky
+		}
 		args = append(args, desired, metadata)
 	}
 	sql := map[[2]bool]string{
@@ -293,5 +340,8 @@ func (a *application) write(ctx context.Context, db connection, devices []*devic
 		{true, false}: applyAllSQL, {true, true}: applyAllCountedSQL,
 	}[[2]bool{same, count}]
 	written, err := write(ctx, db, count, sql, args...)
+	if err == nil {
+		err = number("the number of updated devices", written, int64(len(names)))
+	}
 	return written != int64(len(names)), err
 }

@@ -19,9 +19,6 @@ const (
 	importChunk = 10000
 	// importBytes is how large their documents may be together, about.
 	importBytes = 16 << 20
-	// importAttempts is how often a chunk is written whose devices somebody else adds at
-	// the same time.
-	importAttempts = 5
 )
 
 // ImportSummary says what became of the devices of an import.
@@ -61,6 +58,10 @@ func (e *ImportError) Unwrap() error { return e.Err }
 // its key, and then nothing was written. Else they are copied into a table beside it, and
 // merged.
 //
+// A device that is there keeps the tasks that its shadow remembers, and what it has
+// acknowledged: it is the same device, which a task that goes on must not change again,
+// and an import is not the word of the device. So an import counts no acknowledgement.
+//
 // In both ways rows are locked in the order of their names, as everywhere.
 const (
 	// No name is looked up if there is no device from the first to the last of them.
@@ -69,51 +70,41 @@ const (
 		WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name OFFSET 0) AS found
 		WHERE EXISTS (SELECT FROM batchtask_device d WHERE d.namespace = $1 AND d.product_id = $2
 			AND d.device_name >= $4 AND d.device_name <= $5)`
-	importCountSQL = `WITH written AS (SELECT $3::text[] AS tasks)` + countWritten
 	importTableSQL = `CREATE TEMPORARY TABLE batchtask_import (
-			device_name text, disabled boolean, version bigint, changed_ms bigint,
-			reported text, desired text, metadata text, applied_tasks text[], acknowledged smallint
+			device_name text, disabled boolean, version bigint, changed_ms bigint, reported text, desired text, metadata text
 		) ON COMMIT DROP`
-	importLockSQL = `SELECT count(*) FROM unnest($3::text[]) AS n (name) CROSS JOIN LATERAL (
-		SELECT FROM batchtask_device d WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = n.name FOR NO KEY UPDATE) AS locked`
-	// A device has xmax 0 only where its row is new. What the statement reads is as it
-	// was before: was is of the devices that were there and are locked, and else NULL.
+	// A row that the statement has changed, and not added, has an xmax: its own lock. That
+	// of a row that a trigger wrote once more, too: then added counts as updated.
 	importMergeSQL = `WITH merged AS (
-			INSERT INTO batchtask_device AS d (namespace, product_id, device_name, disabled, version, changed_ms, reported, desired, metadata, applied_tasks, acknowledged)
-			SELECT $1, $2, device_name, disabled, version, changed_ms, reported, desired, metadata, applied_tasks, acknowledged
+			INSERT INTO batchtask_device AS d (namespace, product_id, device_name, disabled, version, changed_ms, reported, desired, metadata)
+			SELECT $1, $2, device_name, disabled, version, changed_ms, reported, desired, metadata
 				FROM batchtask_import ORDER BY device_name COLLATE "C"
 			ON CONFLICT (namespace, product_id, device_name) DO UPDATE SET
 				disabled = EXCLUDED.disabled,
-				(version, changed_ms, reported, desired, metadata, applied_tasks, acknowledged) = (SELECT n.* FROM (
-					SELECT EXCLUDED.version, EXCLUDED.changed_ms, EXCLUDED.reported, EXCLUDED.desired, EXCLUDED.metadata, EXCLUDED.applied_tasks, EXCLUDED.acknowledged
+				(version, changed_ms, reported, desired, metadata) = (SELECT n.* FROM (
+					SELECT EXCLUDED.version, EXCLUDED.changed_ms, EXCLUDED.reported, EXCLUDED.desired, EXCLUDED.metadata
 						WHERE EXCLUDED.version > d.version
-					UNION ALL SELECT d.version, d.changed_ms, d.reported, d.desired, d.metadata, d.applied_tasks, d.acknowledged
+					UNION ALL SELECT d.version, d.changed_ms, d.reported, d.desired, d.metadata
 						WHERE EXCLUDED.version <= d.version) AS n)
 			WHERE d.disabled <> EXCLUDED.disabled OR d.version < EXCLUDED.version
-			RETURNING device_name, xmax = 0 AS added, applied_tasks[:acknowledged] AS tasks),
-		written AS (
-			SELECT added, was IS NULL AS unseen, ARRAY(SELECT unnest(tasks) EXCEPT SELECT unnest(was)) AS tasks
-			FROM (SELECT added, tasks, (SELECT d.applied_tasks[:d.acknowledged] FROM batchtask_device d
-				WHERE d.namespace = $1 AND d.product_id = $2 AND d.device_name = m.device_name) AS was FROM merged m) AS m)` + counted + `
-		SELECT count(*) FILTER (WHERE added), count(*) FILTER (WHERE NOT added), coalesce(bool_or(unseen AND NOT added), false) FROM written`
+			RETURNING xmax = 0 AS added)
+		SELECT count(*) FILTER (WHERE added), count(*) FILTER (WHERE NOT added) FROM merged`
 )
 
 // importColumns are those of both tables, in the order of importValues.
-var importColumns = []string{"device_name", "disabled", "version", "changed_ms", "reported", "desired", "metadata", "applied_tasks", "acknowledged"}
+var importColumns = []string{"device_name", "disabled", "version", "changed_ms", "reported", "desired", "metadata"}
 
 // importValues returns what is written of a device.
 func importValues(d Device) []any {
-	tasks := d.Shadow.AppliedTasks
-	if tasks == nil {
-		tasks = []string{} // a nil slice would be NULL
-	}
-	return []any{d.Name, d.Disabled, d.Shadow.Version, d.Shadow.Timestamp, d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata, tasks, d.Shadow.Acknowledged}
+	return []any{d.Name, d.Disabled, d.Shadow.Version, d.Shadow.Timestamp, d.Shadow.Reported, d.Shadow.Desired, d.Shadow.Metadata}
 }
 
 // Import adds devices to a product, or changes those that are there: a device is
 // disabled or not as it is given, and its shadow is replaced by one of a greater
 // version only, so that an import that is old, or is made again, takes nothing back.
-// If devices has a name twice, it is as if they came in two imports.
+// Which tasks a shadow remembers stays as it is, and devices that are added remember
+// none: AppliedTasks and Acknowledged are not looked at. If devices has a name twice, it
+// is as if they came in two imports.
 //
 // Devices are written in chunks, and the next chunk is taken from devices while one is
 // written. After an error the summary is that of the chunks that were written before,
@@ -215,12 +206,9 @@ func (w *chunkWriter) end(err error) (ImportSummary, error) {
 
 // importChunk writes a chunk, and returns what became of its devices.
 func (s *Store) importChunk(ctx context.Context, p fleet.Product, chunk []Device) (sum ImportSummary, err error) {
-	err = s.call(ctx, "importing devices", func(ctx context.Context) (err error) {
-		for attempt := range importAttempts {
-			sum, err = s.tryImport(ctx, p, chunk, attempt > 0)
-			if !isTaken(err) && !errors.Is(err, errConflict) {
-				return err
-			}
+	err = s.again(ctx, "importing devices", func(ctx context.Context) (err error) {
+		if sum, err = s.tryImport(ctx, p, chunk, false); isTaken(err) {
+			sum, err = s.tryImport(ctx, p, chunk, true) // takes what was added since
 		}
 		return err
 	})
@@ -233,17 +221,18 @@ func isTaken(err error) bool {
 	return ok && server.Code == "23505" && server.ConstraintName == "batchtask_device_pkey"
 }
 
-// tryImport writes a chunk, as a merge if merge is set. If somebody else has added one of
-// its devices meanwhile the error may be errConflict or one of isTaken.
+// tryImport writes a chunk, as a merge if merge is set. Else the error may be one of
+// isTaken, if somebody else has added one of its devices meanwhile.
 func (s *Store) tryImport(ctx context.Context, p fleet.Product, chunk []Device, merge bool) (sum ImportSummary, err error) {
 	c, err := s.compare(ctx, p, chunk)
 	if err != nil || len(c.differ) == 0 {
 		return ImportSummary{Unchanged: int64(len(chunk))}, err
 	}
-	added, updated := int64(len(c.differ)), int64(0)
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+	var added, updated int64
+	err = begin(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if c.added == len(c.differ) && !merge {
-			return copyDevices(ctx, tx, p, c.differ)
+			added, err = copyDevices(ctx, tx, p, c.differ)
+			return err
 		}
 		added, updated, err = mergeDevices(ctx, tx, p, c.differ)
 		return err
@@ -270,9 +259,15 @@ func (s *Store) compare(ctx context.Context, p fleet.Product, chunk []Device) (c
 	there := map[string]Device{}
 	err = each(rows, func(row pgx.CollectableRow) error {
 		var is Device
-		err := row.Scan(&is.Name, &is.Disabled, &is.Shadow.Version)
+		if err := row.Scan(&is.Name, &is.Disabled, &is.Shadow.Version); err != nil {
+			return err
+		}
+		_, asked := slices.BinarySearch(names, is.Name)
+		if _, twice := there[is.Name]; twice || !asked {
+			return contradicts("it returned device %s, which nobody asked for, or returned it twice", shown(is.Name))
+		}
 		there[is.Name] = is
-		return err
+		return nil
 	})
 	if err != nil {
 		return c, err
@@ -289,47 +284,37 @@ func (s *Store) compare(ctx context.Context, p fleet.Product, chunk []Device) (c
 	return c, nil
 }
 
-// copyDevices adds devices, none of which is there.
-func copyDevices(ctx context.Context, tx pgx.Tx, p fleet.Product, devices []Device) error {
+// copyDevices adds devices, none of which is there, and returns how many.
+func copyDevices(ctx context.Context, tx pgx.Tx, p fleet.Product, devices []Device) (added int64, err error) {
 	columns := append([]string{"namespace", "product_id"}, importColumns...)
-	_, err := tx.CopyFrom(ctx, pgx.Identifier{"batchtask_device"}, columns, pgx.CopyFromSlice(len(devices), func(i int) ([]any, error) {
+	added, err = tx.CopyFrom(ctx, pgx.Identifier{"batchtask_device"}, columns, pgx.CopyFromSlice(len(devices), func(i int) ([]any, error) {
 		return append([]any{p.Namespace, p.ProductID}, importValues(devices[i])...), nil
 	}))
-	if err != nil {
-		return err
+	if err == nil && added != int64(len(devices)) {
+		err = contradicts("it has taken %d of %d new devices", added, len(devices))
 	}
-	var tasks []string
-	for _, d := range devices {
-		of := slices.Clone(acknowledgedIn(d.Shadow))
-		slices.Sort(of)
-		tasks = append(tasks, slices.Compact(of)...) // one that stands there twice counts once
-	}
-	if len(tasks) > 0 {
-		_, err = write(ctx, tx, true, importCountSQL, p.Namespace, p.ProductID, tasks)
-	}
-	return err
+	return added, err
 }
 
 // mergeDevices adds or changes devices, none of which is there twice, and returns how
-// many of each there were. The error is errConflict if one was added meanwhile.
+// many of each there were. One that is as it should be by now is none of them.
 func mergeDevices(ctx context.Context, tx pgx.Tx, p fleet.Product, devices []Device) (added, updated int64, err error) {
 	if _, err := tx.Exec(ctx, importTableSQL); err != nil {
 		return 0, 0, err
 	}
-	_, err = tx.CopyFrom(ctx, pgx.Identifier{"batchtask_import"}, importColumns, pgx.CopyFromSlice(len(devices), func(i int) ([]any, error) {
+	copied, err := tx.CopyFrom(ctx, pgx.Identifier{"batchtask_import"}, importColumns, pgx.CopyFromSlice(len(devices), func(i int) ([]any, error) {
 		return importValues(devices[i]), nil
 	}))
+	if err == nil && copied != int64(len(devices)) {
+		err = contradicts("it has taken %d of %d devices", copied, len(devices))
+	}
 	if err != nil {
 		return 0, 0, err
 	}
-	if _, err := tx.Exec(ctx, importLockSQL, p.Namespace, p.ProductID, namesOf(devices)); err != nil {
-		return 0, 0, err
-	}
-	var conflict bool
 	// The table is another one in each transaction, so its statements are not kept.
-	err = tx.QueryRow(ctx, importMergeSQL, pgx.QueryExecModeExec, p.Namespace, p.ProductID).Scan(&added, &updated, &conflict)
-	if err == nil && conflict {
-		err = errConflict // one was added after the others were locked
+	err = tx.QueryRow(ctx, importMergeSQL, pgx.QueryExecModeExec, p.Namespace, p.ProductID).Scan(&added, &updated)
+	if err == nil && (added < 0 || updated < 0 || added > copied-updated) {
+		err = contradicts("of %d devices it has added %d and updated %d", copied, added, updated)
 	}
 	return added, updated, err
 }

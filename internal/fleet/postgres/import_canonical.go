@@ -4,15 +4,13 @@ import (
 	"errors"
 	"fmt"
 
-	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/shadow"
 	"batchtask.dev/operator/internal/validation"
 )
 
 var (
-	errName         = errors.New("the name is not 1 to 48 letters, digits, ':', '_' and '-'")
-	errTasks        = fmt.Errorf("more than %d applied tasks", fleet.MaxAppliedTasks)
-	errAcknowledged = errors.New("the number of acknowledged tasks is below 0 or above that of the applied ones")
+	errName    = errors.New("the name is not 1 to 48 letters, digits, ':', '_' and '-'")
+	errVersion = fmt.Errorf("the version is not 0 to %d", int64(shadow.MaxGivenVersion))
 )
 
 // canonicals brings devices into the form in which they are stored.
@@ -30,11 +28,8 @@ func (c *canonicals) device(d Device) (Device, error) {
 	if !validation.DeviceName(d.Name) {
 		return d, errName
 	}
-	if len(d.Shadow.AppliedTasks) > fleet.MaxAppliedTasks {
-		return d, errTasks
-	}
-	if d.Shadow.Acknowledged < 0 || d.Shadow.Acknowledged > len(d.Shadow.AppliedTasks) {
-		return d, errAcknowledged
+	if d.Shadow.Version < 0 || d.Shadow.Version > shadow.MaxGivenVersion {
+		return d, errVersion
 	}
 	if d.Canonical {
 		return d, nil

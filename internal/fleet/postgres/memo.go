@@ -1,10 +1,13 @@
 package postgres
 
 import (
+	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 
+	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/shadow"
 )
@@ -39,6 +42,25 @@ type input struct {
 	tasks, acknowledged int
 }
 
+// fault returns what a shadow cannot be whatever its documents are; nil for nothing. The
+// table forbids most of it, and who owns the table can change that.
+func (in *input) fault() error {
+	switch {
+	case in.tasks < 0 || in.tasks > fleet.MaxAppliedTasks || in.acknowledged < 0 || in.acknowledged > in.tasks:
+		return invalidShadow("the stored shadow remembers %d tasks, %d of them acknowledged, and not up to %d tasks and no more acknowledged than these",
+			in.tasks, in.acknowledged, fleet.MaxAppliedTasks)
+	case in.version < 0: // the others of the same documents have other versions
+		return invalidShadow("the stored shadow has the version %d, below 0", in.version)
+	case !in.applied && in.version == math.MaxInt64: // one that is applied stays as it is
+		return invalidShadow("%v", shadow.ErrLastVersion)
+	}
+	return nil
+}
+
+func invalidShadow(format string, args ...any) error {
+	return &fleet.DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: fmt.Sprintf(format, args...)}
+}
+
 // key is what the outcome of an update depends on, beside the version.
 type key struct {
 	documents
@@ -71,6 +93,10 @@ func newMemo(u fleet.DesiredUpdate) *memo {
 
 // apply sets the result of a device, and what is to be written.
 func (m *memo) apply(d *device, in input) {
+	if err := in.fault(); err != nil {
+		d.result, d.write = fleet.DesiredResult{Err: err}, false
+		return
+	}
 	o := m.outcome(in)
 	d.result.Err = o.err
 	d.write, d.desired, d.metadata, d.acknowledged, d.known = o.write, o.desired, o.metadata, o.acknowledged, o.known

@@ -33,7 +33,6 @@ func TestPlans(t *testing.T) {
 		applyAllCountedSQL:  append(slices.Clone(written), "", ""),
 		applyEachCountedSQL: append(slices.Clone(written), []string{""}, []string{""}),
 		writeCountedSQL:     {p.Namespace, p.ProductID, "a", 1, "", "", "", 1, 1, []string{}, 1, []string{"uid"}},
-		importLockSQL:       {p.Namespace, p.ProductID, []string{"a"}},
 		importReadSQL:       {p.Namespace, p.ProductID, []string{"a"}, "a", "a"},
 		acknowledgedSQL:     {p.Namespace, p.ProductID, []string{"uid"}},
 	}
@@ -57,7 +56,6 @@ func TestPlans(t *testing.T) {
 		applyEachCountedSQL: "Aggregate > Update on batchtask_device > Nested Loop > Function Scan on n > Tid Scan on batchtask_device > " + count,
 		writeCountedSQL:     "Aggregate > Update on batchtask_device > " + key + " > " + count,
 		importReadSQL:       "Result > " + byKey + " on batchtask_device d_1 > Nested Loop > Function Scan on unnest > " + key,
-		importLockSQL:       "Aggregate > Nested Loop > Function Scan on unnest > Subquery Scan on locked > LockRows > " + key,
 		acknowledgedSQL:     "GroupAggregate > Index Scan using batchtask_acknowledged_pkey on batchtask_acknowledged",
 	}
 	for _, n := range []int{1, 100, 30000} {

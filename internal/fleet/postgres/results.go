@@ -95,7 +95,7 @@ func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, r
 // append records a range if it comes after all others of a task that has some.
 func (r *Results) append(ctx context.Context, doing, taskUID string, own piece, names, reasons, messages []string) (appended bool, err error) {
 	var n int
-	err = r.store.call(ctx, doing, func(ctx context.Context) error {
+	err = r.store.again(ctx, doing, func(ctx context.Context) error {
 		batch := &pgx.Batch{} // is a transaction
 		batch.Queue(resultOwnedSQL, taskUID)
 		batch.Queue(resultAppendSQL, taskUID, own.after, own.upto, own.names(), own.at, names, reasons, messages).
@@ -106,8 +106,8 @@ func (r *Results) append(ctx context.Context, doing, taskUID string, own piece, 
 }
 
 func (r *Results) change(ctx context.Context, doing string, do func(context.Context, pgx.Tx) error) error {
-	return r.store.call(ctx, doing, func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, r.store.pool, func(tx pgx.Tx) error { return do(ctx, tx) })
+	return r.store.again(ctx, doing, func(ctx context.Context) error {
+		return begin(ctx, r.store.pool, func(tx pgx.Tx) error { return do(ctx, tx) })
 	})
 }
 

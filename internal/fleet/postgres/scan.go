@@ -40,7 +40,12 @@ func (s *Store) Total(ctx context.Context, p fleet.Product) (int64, error) {
 }
 
 func (s *Store) number(ctx context.Context, sql string, args ...any) (n int64, err error) {
-	err = s.query(ctx, "counting devices", func(row pgx.CollectableRow) error { return row.Scan(&n) }, sql, args...)
+	err = s.query(ctx, "counting devices", func(row pgx.CollectableRow) error {
+		if err := row.Scan(&n); err != nil {
+			return err
+		}
+		return number("the number of devices", n, mostDevices)
+	}, sql, args...)
 	return n, err
 }
 
@@ -105,16 +110,15 @@ type pager struct {
 
 // next hands the names of the next page to name, each for the time of that call.
 func (p *pager) next(ctx context.Context, name func([]byte)) error {
-	read, last := 0, ""
-	err := p.store.query(ctx, p.doing, func(row pgx.CollectableRow) error {
-		// The bytes of a text are the same in both formats of the protocol.
-		value := row.RawValues()[0]
-		name(value)
-		if read++; read == p.size {
-			last = string(value)
+	read, last, until := 0, fmt.Appendf(nil, "%s", p.args[2]), fmt.Sprint(p.args[4])
+	err := p.store.query(ctx, p.doing, func(row pgx.CollectableRow) (err error) {
+		read++
+		if last, err = nextName(row, last, until, read, p.size); err != nil {
+			return err
 		}
+		name(last)
 		return nil
 	}, namesSQL, append(p.args[:len(p.args):len(p.args)], p.size)...)
-	p.args[2], p.end = last, read < p.size
+	p.args[2], p.end = string(last), read < p.size
 	return err
 }

@@ -25,8 +25,13 @@ const (
 	writeCountedSQL = `WITH written AS (` + writeSQL + ` RETURNING $12::text[] AS tasks)` + countWritten
 )
 
-// errConflict : somebody else has written in between.
-var errConflict = errors.New("another writer was faster")
+var (
+	// errConflict : somebody else has written in between.
+	errConflict = errors.New("another writer was faster")
+	// errNotWritten : the rows are locked and are as they were read, and still the server
+	// has not written all of them.
+	errNotWritten = contradicts("it has not updated rows that nobody else can change")
+)
 
 // querier is a connection pool or a transaction.
 type querier interface {
@@ -51,7 +56,7 @@ func (s *Store) ReadShadow(ctx context.Context, p fleet.Product, name string) (i
 
 // ChangeShadow implements [fleet.Store]. If somebody else has written between the
 // read and the write, it is done once more with the row locked, so change is called
-// at most twice.
+// twice for each attempt; see Store.again.
 func (s *Store) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
 	if !validation.DeviceName(name) {
 		return fleet.ErrDeviceGone
@@ -62,13 +67,17 @@ func (s *Store) ChangeShadow(ctx context.Context, p fleet.Product, name string, 
 		return is, own
 	}
 	doing := "changing the shadow of device " + name
-	err := s.call(ctx, doing, func(ctx context.Context) error {
+	err := s.again(ctx, doing, func(ctx context.Context) error {
 		err := changeShadow(ctx, s.pool, readSQL, p, name, noted)
 		if !errors.Is(err, errConflict) {
 			return err
 		}
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			return changeShadow(ctx, tx, lockSQL, p, name, noted)
+		return begin(ctx, s.pool, func(tx pgx.Tx) error {
+			err := changeShadow(ctx, tx, lockSQL, p, name, noted)
+			if errors.Is(err, errConflict) {
+				err = errNotWritten
+			}
+			return err
 		})
 	})
 	switch {
@@ -100,6 +109,9 @@ func changeShadow(ctx context.Context, db querier, sql string, p fleet.Product, 
 		sql, args = writeCountedSQL, append(args, uids)
 	}
 	written, err := write(ctx, db, len(uids) > 0, sql, args...)
+	if err == nil {
+		err = number("the number of updated devices", written, 1)
+	}
 	if err == nil && written == 0 {
 		err = errConflict
 	}

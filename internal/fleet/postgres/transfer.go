@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/validation"
 )
 
 const (
@@ -61,9 +62,16 @@ func (s *Store) pages(ctx context.Context, p fleet.Product, sql string, size int
 			var page []Device
 			err := s.query(ctx, "exporting devices", func(row pgx.CollectableRow) error {
 				var d Device
-				err := row.Scan(fields(&d)...)
+				if err := row.Scan(fields(&d)...); err != nil {
+					return err
+				}
+				if d.Name <= after || len(page) == size || !validation.DeviceName(d.Name) {
+					return contradicts("it returned device %s, which is no name of a device or is not after %s in a page of %d",
+						shown(d.Name), shown(after), size)
+				}
+				after = d.Name
 				page = append(page, d)
-				return err
+				return nil
 			}, sql, p.Namespace, p.ProductID, after, size)
 			if err != nil {
 				yield(Device{}, err)
@@ -77,7 +85,6 @@ func (s *Store) pages(ctx context.Context, p fleet.Product, sql string, size int
 			if len(page) < size {
 				return
 			}
-			after = page[len(page)-1].Name
 		}
 	}
 }

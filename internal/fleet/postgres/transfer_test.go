@@ -26,7 +26,7 @@ func given(devices ...Device) iter.Seq2[Device, error] {
 }
 
 func shadowOf(reported string, version int64) fleet.Shadow {
-	return fleet.Shadow{Stored: shadow.Stored{Reported: reported, Version: version, Timestamp: 1700000000000 + version}, AppliedTasks: []string{fmt.Sprint("task-", version)}}
+	return fleet.Shadow{Stored: shadow.Stored{Reported: reported, Version: version, Timestamp: 1700000000000 + version}}
 }
 
 func (h *harness) export(t testing.TB, p fleet.Product) (all []Device) {
@@ -139,12 +139,11 @@ func TestImportErrors(t *testing.T) {
 		devices iter.Seq2[Device, error]
 		want    error
 	}{
-		"name":                     {given(Device{Name: "a"}, Device{Name: "a/b"}), errName},
-		"document":                 {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":1`, 1)}), shadow.ErrNotJSON},
-		"too deep":                 {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":{"a":{"a":{"a":{"a":{}}}}}}`, 1)}), shadow.ErrTooDeep},
-		"tasks":                    {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: make([]string, 17)}}), errTasks},
-		"acknowledged":             {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: []string{"x"}, Acknowledged: 2}}), errAcknowledged},
-		"acknowledged less than 0": {given(Device{Name: "a"}, Device{Name: "b", Shadow: fleet.Shadow{AppliedTasks: []string{"x"}, Acknowledged: -1}}), errAcknowledged},
+		"name":                {given(Device{Name: "a"}, Device{Name: "a/b"}), errName},
+		"document":            {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":1`, 1)}), shadow.ErrNotJSON},
+		"too deep":            {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{"a":{"a":{"a":{"a":{"a":{}}}}}}`, 1)}), shadow.ErrTooDeep},
+		"version":             {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{}`, shadow.MaxGivenVersion+1)}), errVersion},
+		"version less than 0": {given(Device{Name: "a"}, Device{Name: "b", Shadow: shadowOf(`{}`, -1)}), errVersion},
 		"of the source": {func(yield func(Device, error) bool) {
 			_ = yield(Device{Name: "a"}, nil) && yield(Device{}, own)
 		}, own},
