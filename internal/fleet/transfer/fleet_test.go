@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -223,6 +224,121 @@ func TestObjectsOfOthers(t *testing.T) {
 		t.Errorf("objects (-want +got):\n%s", diff)
 	}
 }
+
+// Two imports of one file at once: each device is counted once as what became of it.
+func TestImportsAtOnce(t *testing.T) {
+	const n = 300
+	eachFleet(t, func(t *testing.T, again func() Fleet) {
+		for _, step := range []struct {
+			name, disabled string
+			total          func(a, b Summary) bool
+		}{
+			{"added", "", func(a, b Summary) bool { return a.Added+b.Added == n && a.Updated+b.Updated == 0 }},
+			{"updated", "true", func(a, b Summary) bool { return a.Added+b.Added == 0 && a.Updated+b.Updated == n }},
+		} {
+			var devices []devicefile.Device
+			for i := range n {
+				devices = append(devices, devicefile.Device{Name: fmt.Sprintf("device-%03d", i), Disabled: step.disabled != ""})
+			}
+			var sums [2]Summary
+			var importers sync.WaitGroup
+			fleets := []Fleet{again(), again()}
+			for i, into := range fleets { // both have looked before either writes
+				if _, err := into.Preview(t.Context(), devices); err != nil {
+					t.Fatal(err)
+				}
+				if i == 0 {
+					continue
+				}
+				for i, into := range fleets {
+					importers.Go(func() {
+						sum, err := into.Import(t.Context(), devices, func(i int, err error) { t.Errorf("%s: %v", devices[i].Name, err) })
+						if err != nil {
+							t.Error(err)
+						}
+						sums[i] = sum
+					})
+				}
+			}
+			importers.Wait()
+			for _, sum := range sums {
+				if sum.Added+sum.Updated+sum.Unchanged != n || !step.total(sums[0], sums[1]) {
+					t.Errorf("%s: %+v and %+v, want %d %s together and the others unchanged", step.name, sums[0], sums[1], n, step.name)
+				}
+			}
+		}
+	})
+}
+
+// What is there when the devices are listed may be another thing when they are written.
+func TestImportMeetsOthers(t *testing.T) {
+	env := testenv.Start(t)
+	p := fleet.Product{Namespace: env.Namespace(t), ProductID: testobj.ProductID}
+	for _, name := range []string{"deleted", "deleted-of-others", "replaced", "changed", "remembers"} {
+		d := testobj.Device(name).In(p.Namespace).Obj()
+		if name == "deleted" {
+			d.Name = ObjectName(p.ProductID, name)
+		}
+		if err := env.Client.Create(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	into := NewInKubernetes(env.Client, p)
+	file := []devicefile.Device{
+		{Name: "deleted", Disabled: true}, {Name: "deleted-of-others", Shadow: shadow.Stored{Reported: `{"a":1}`, Version: 5}},
+		{Name: "replaced", Disabled: true}, {Name: "changed", Disabled: true}, {Name: "made"},
+		{Name: "remembers", Shadow: shadow.Stored{Reported: `{"a":1}`, Version: 5}},
+	}
+	if sum, err := into.Preview(t.Context(), file); err != nil || sum != (Summary{Added: 1, Updated: 5}) {
+		t.Fatalf("preview: %+v, error %v", sum, err)
+	}
+	do := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	object := func(name string) *v1alpha1.Device {
+		d := testobj.Device(name).In(p.Namespace).Obj()
+		do(env.Client.Get(t.Context(), client.ObjectKeyFromObject(d), d))
+		return d
+	}
+	gone := testobj.Device("deleted").In(p.Namespace).Obj()
+	gone.Name = ObjectName(p.ProductID, "deleted")
+	do(env.Client.Delete(t.Context(), gone), env.Client.Delete(t.Context(), object("deleted-of-others")), env.Client.Delete(t.Context(), object("replaced")))
+	other := testobj.Device("another").In(p.Namespace).Obj()
+	other.Name = "replaced"
+	made := testobj.Device("made").In(p.Namespace).Obj()
+	made.Name = ObjectName(p.ProductID, "made")
+	do(env.Client.Create(t.Context(), other), env.Client.Create(t.Context(), made))
+	changed, remembers := object("changed"), object("remembers")
+	changed.Spec.Disabled = true
+	remembers.Status.Shadow = &v1alpha1.DeviceShadow{Desired: `{"s":1}`, Version: 3, AppliedTasks: []string{"x", "y"}, Acknowledged: 1}
+	do(env.Client.Update(t.Context(), changed), env.Client.Status().Update(t.Context(), remembers))
+
+	var bad []string
+	sum, err := into.Import(t.Context(), file, func(i int, err error) { bad = append(bad, err.Error()) })
+	if want := (Summary{Added: 2, Updated: 1, Unchanged: 2}); err != nil || sum != want {
+		t.Errorf("%+v, error %v; want %+v", sum, err, want)
+	}
+	if len(bad) != 1 || !strings.Contains(bad[0], `device "replaced": the object "replaced" is another device`) || !strings.Contains(bad[0], `spec.deviceName "another"`) {
+		t.Errorf("refused: %q, want the one whose object is another device now", bad)
+	}
+	for _, want := range file {
+		if want.Name == "replaced" {
+			continue
+		}
+		if got, err := again(into).Get(t.Context(), want.Name); err != nil || got != want {
+			t.Errorf("device %+v, error %v; want %+v", got, err, want)
+		}
+	}
+	if s := object("remembers").Status.Shadow; !cmp.Equal(s.AppliedTasks, []string{"x", "y"}) || s.Acknowledged != 1 {
+		t.Errorf("the shadow remembers %q, %d of them acknowledged; want x and y, one acknowledged", s.AppliedTasks, s.Acknowledged)
+	}
+}
+
+// again returns the same fleet as another run of the program sees it.
+func again(f *InKubernetes) Fleet { return NewInKubernetes(f.client, f.product) }
 
 // An import that ends early says how far it is sure to have come.
 func TestImportEndsEarly(t *testing.T) {

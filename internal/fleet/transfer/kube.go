@@ -54,6 +54,14 @@ type object struct {
 	created  time.Time
 }
 
+func objectOf(d *v1alpha1.Device) object {
+	o := object{name: d.Name, disabled: d.Spec.Disabled, uid: d.UID, created: d.CreationTimestamp.Time}
+	if s := d.Status.Shadow; s != nil {
+		o.version, o.changed = s.Version, s.Timestamp
+	}
+	return o
+}
+
 // older reports whether o counts, of two objects for one device.
 func (o object) older(other object) bool {
 	return cmp.Or(o.created.Compare(other.created), cmp.Compare(o.uid, other.uid)) < 0
@@ -82,10 +90,7 @@ func (f *InKubernetes) list(ctx context.Context) error {
 		}
 		for i := range page.Items {
 			d := &page.Items[i]
-			found := object{name: d.Name, disabled: d.Spec.Disabled, uid: d.UID, created: d.CreationTimestamp.Time}
-			if s := d.Status.Shadow; s != nil {
-				found.version, found.changed = s.Version, s.Timestamp
-			}
+			found := objectOf(d)
 			if before, twice := known[d.Spec.DeviceName]; !twice || found.older(before) {
 				known[d.Spec.DeviceName] = found
 			}
@@ -145,7 +150,10 @@ func (f *InKubernetes) page(ctx context.Context, names []string, shadows bool) (
 			if err != nil {
 				return fmt.Errorf("read device %q: %w", name, err)
 			}
-			devices[i] = deviceOf(&found)
+			// One that was made anew since may be of another device.
+			if found.Spec.ProductID == f.product.ProductID && found.Spec.DeviceName == name {
+				devices[i] = deviceOf(&found)
+			}
 			return nil
 		})
 	}

@@ -9,13 +9,12 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/client-go/util/retry"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet/transfer/devicefile"
-	"batchtask.dev/operator/internal/shadow"
 )
 
 // FieldOwner owns the fields of Device objects that an import wrote.
@@ -40,7 +39,29 @@ func ObjectName(productID, deviceName string) string {
 	return readable + "-" + digits
 }
 
-// Import implements [Fleet]. A device that is there as it is given costs no request.
+// outcome is what became of a device that was written.
+type outcome int
+
+const (
+	unchanged outcome = iota // somebody else was faster
+	added
+	updated
+)
+
+func (s *Summary) count(what outcome) {
+	switch what {
+	case unchanged:
+		s.Unchanged++
+	case added:
+		s.Added++
+	case updated:
+		s.Updated++
+	}
+}
+
+// Import implements [Fleet]. A device that is there as it is given costs no request. What
+// is counted is what the API server says to have done: others may add, change and delete
+// the same devices meanwhile.
 func (f *InKubernetes) Import(ctx context.Context, devices []devicefile.Device, refuse func(int, error)) (Summary, error) {
 	if err := f.list(ctx); err != nil {
 		return Summary{}, err
@@ -68,7 +89,7 @@ func (f *InKubernetes) Import(ctx context.Context, devices []devicefile.Device, 
 			break
 		}
 		group.Go(func() error {
-			is, err := f.write(running, d, o, exists)
+			is, what, err := f.write(running, d, o, exists)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -78,11 +99,8 @@ func (f *InKubernetes) Import(ctx context.Context, devices []devicefile.Device, 
 			case err != nil:
 				cancel(err) // the others need not begin
 				return fmt.Errorf("write device %q: %w", d.Name, err)
-			case exists:
-				sum.Updated++
-			default:
-				sum.Added++
 			}
+			sum.count(what)
 			f.known[d.Name] = is
 			return nil
 		})
@@ -117,54 +135,85 @@ func (f *InKubernetes) Preview(ctx context.Context, devices []devicefile.Device)
 	return sum, nil
 }
 
-// write makes a device what it is to be, and returns it as it is then.
-func (f *InKubernetes) write(ctx context.Context, d devicefile.Device, o object, exists bool) (object, error) {
+// writeAttempts is how often a device is read and written that others write too.
+const writeAttempts = 8
+
+// write makes a device what it is to be, and returns it as it is then. Each attempt looks
+// at the object as it is, and writes on the condition that it still is: it may have been
+// changed, deleted or made by somebody else since the devices were listed.
+func (f *InKubernetes) write(ctx context.Context, d devicefile.Device, o object, exists bool) (is object, what outcome, err error) {
 	if !exists {
 		o = object{name: ObjectName(f.product.ProductID, d.Name)}
 	}
-	if !exists || o.disabled != d.Disabled {
-		if err := f.apply(ctx, d, o.name); err != nil {
-			return o, err
+	device := &v1alpha1.Device{}
+	for range writeAttempts {
+		if exists {
+			err = f.client.Get(ctx, client.ObjectKey{Namespace: f.product.Namespace, Name: o.name}, device)
+		} else if device, err = f.create(ctx, d, o.name); err == nil {
+			what = added
 		}
-		o.disabled = d.Disabled
+		var changed bool
+		if err == nil {
+			changed, err = f.change(ctx, d, device)
+		}
+		if changed && what == unchanged {
+			what = updated
+		}
+		switch {
+		case err == nil:
+			return objectOf(device), what, nil
+		case apierrors.IsNotFound(err): // deleted meanwhile: it is made anew
+			o, exists, what = object{name: ObjectName(f.product.ProductID, d.Name)}, false, unchanged
+		case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err): // somebody else was faster
+			exists = true
+		default:
+			if what == added {
+				err = fmt.Errorf("it was added without its shadow: %w", err)
+			}
+			return o, what, err
+		}
 	}
-	if d.Shadow.Version <= o.version {
-		return o, nil
-	}
-	if err := f.writeShadow(ctx, o.name, d.Shadow); err != nil {
-		return o, err
-	}
-	o.version, o.changed = d.Shadow.Version, d.Shadow.Timestamp
-	return o, nil
+	return o, what, err
 }
 
-// apply makes or changes an object. It names all fields, since what is left out stays
-// as somebody else wrote it.
-func (f *InKubernetes) apply(ctx context.Context, d devicefile.Device, name string) error {
-	device := &unstructured.Unstructured{Object: map[string]any{
-		"spec": map[string]any{"productID": f.product.ProductID, "deviceName": d.Name, "disabled": d.Disabled},
-	}}
-	device.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("Device"))
-	device.SetNamespace(f.product.Namespace)
-	device.SetName(name)
-	return f.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(device), client.FieldOwner(FieldOwner), client.ForceOwnership)
+// create makes the object of a device, without its shadow.
+func (f *InKubernetes) create(ctx context.Context, d devicefile.Device, name string) (*v1alpha1.Device, error) {
+	device := &v1alpha1.Device{
+		ObjectMeta: metav1.ObjectMeta{Namespace: f.product.Namespace, Name: name},
+		Spec:       v1alpha1.DeviceSpec{ProductID: f.product.ProductID, DeviceName: d.Name, Disabled: d.Disabled},
+	}
+	return device, f.client.Create(ctx, device, client.FieldOwner(FieldOwner))
 }
 
-// writeShadow replaces a shadow, unless the one that is there has become as new
-// meanwhile: devices and tasks write it too.
-func (f *InKubernetes) writeShadow(ctx context.Context, name string, s shadow.Stored) error {
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		var device v1alpha1.Device
-		if err := f.client.Get(ctx, client.ObjectKey{Namespace: f.product.Namespace, Name: name}, &device); err != nil {
-			return err
-		}
-		if was := device.Status.Shadow; was != nil && was.Version >= s.Version {
-			return nil
-		}
+// change writes what differs of an object, which was just read, and reports whether
+// anything was written. The error is a conflict where somebody else has written since.
+func (f *InKubernetes) change(ctx context.Context, d devicefile.Device, device *v1alpha1.Device) (changed bool, err error) {
+	if spec := device.Spec; spec.ProductID != f.product.ProductID || spec.DeviceName != d.Name {
+		return false, apierrors.NewBadRequest(fmt.Sprintf("the object %q is another device: its spec.productID is %q and its spec.deviceName %q",
+			device.Name, spec.ProductID, spec.DeviceName))
+	}
+	if device.Spec.Disabled != d.Disabled {
 		before := device.DeepCopy()
-		device.Status.Shadow = &v1alpha1.DeviceShadow{
-			Reported: s.Reported, Desired: s.Desired, Metadata: s.Metadata, Version: s.Version, Timestamp: s.Timestamp,
+		device.Spec.Disabled = d.Disabled
+		if err := f.client.Patch(ctx, device, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}), client.FieldOwner(FieldOwner)); err != nil {
+			return false, err
 		}
-		return f.client.Status().Patch(ctx, &device, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-	})
+		changed = true
+	}
+	was, given := device.Status.Shadow, d.Shadow
+	if was == nil {
+		was = &v1alpha1.DeviceShadow{}
+	}
+	if was.Version >= given.Version {
+		return changed, nil
+	}
+	before := device.DeepCopy()
+	// It is the same device, which a task that goes on must not change again, and an import
+	// is not the word of the device: what tasks it remembers and has acknowledged stays.
+	device.Status.Shadow = &v1alpha1.DeviceShadow{
+		Reported: given.Reported, Desired: given.Desired, Metadata: given.Metadata, Version: given.Version, Timestamp: given.Timestamp,
+		AppliedTasks: was.AppliedTasks, Acknowledged: was.Acknowledged,
+	}
+	err = f.client.Status().Patch(ctx, device, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}), client.FieldOwner(FieldOwner))
+	return changed || err == nil, err
 }

@@ -28,17 +28,57 @@ type lines struct {
 
 func newLines(r io.Reader) *lines { return &lines{reader: bufio.NewReaderSize(r, 64<<10)} }
 
-// first returns the first byte of the file, past a byte order mark, without taking
-// it; 0 where there is none.
+// first passes over a byte order mark, white space and empty lines at the beginning of the
+// file, and returns the byte that comes then, without taking it; 0 where there is none. The
+// error is a [*HeaderError], for a file that is no text in UTF-8, or that of the reader.
 func (l *lines) first() (byte, error) {
-	head, err := l.reader.Peek(len(byteOrderMark) + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if _, err := l.reader.Peek(4); err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
-	if head = bytes.TrimPrefix(head, byteOrderMark); len(head) == 0 {
-		return 0, nil
+	head, err := l.reader.Peek(min(l.reader.Buffered(), 512)) // what has come: more may never
+	if err != nil {
+		return 0, err
 	}
-	return head[0], nil
+	if err := checkEncoding(head); err != nil {
+		return 0, &HeaderError{Err: err}
+	}
+	if bytes.HasPrefix(head, byteOrderMark) {
+		n, _ := l.reader.Discard(len(byteOrderMark)) // it is there
+		l.bytes += int64(n)
+	}
+	for {
+		b, err := l.reader.ReadByte()
+		switch {
+		case errors.Is(err, io.EOF):
+			return 0, nil
+		case err != nil:
+			return 0, err
+		case b == '\n':
+			l.number++
+		case b != ' ' && b != '\t' && b != '\r':
+			return b, l.reader.UnreadByte()
+		}
+		l.bytes++
+	}
+}
+
+// checkEncoding looks at how a file begins. Names of columns and keys are ASCII, so each
+// second byte of a file in UTF-16 is 0 there.
+func checkEncoding(head []byte) error {
+	big, little := bytes.HasPrefix(head, []byte("\xFE\xFF")), bytes.HasPrefix(head, []byte("\xFF\xFE"))
+	if len(head) >= 2 && !big && !little {
+		big, little = head[0] == 0, head[1] == 0
+	}
+	const convert = "the file is UTF-16 and must be UTF-8: convert it (iconv -f %s -t UTF-8 FILE), or save it as UTF-8 in the program that made it"
+	switch {
+	case big:
+		return fmt.Errorf(convert, "UTF-16BE")
+	case little:
+		return fmt.Errorf(convert, "UTF-16LE")
+	case bytes.IndexByte(head, 0) >= 0:
+		return errors.New("the file is no text: it must be CSV or NDJSON in UTF-8, neither compressed nor a workbook")
+	}
+	return nil
 }
 
 // next returns the next line, without its end, until the next call. The error is
@@ -68,9 +108,5 @@ func (l *lines) next() ([]byte, error) {
 	if long {
 		return nil, errLongLine
 	}
-	line := bytes.TrimSuffix(bytes.TrimSuffix(l.buffer, []byte("\n")), []byte("\r"))
-	if l.number == 1 {
-		line = bytes.TrimPrefix(line, byteOrderMark)
-	}
-	return line, nil
+	return bytes.TrimSuffix(bytes.TrimSuffix(l.buffer, []byte("\n")), []byte("\r")), nil
 }

@@ -11,7 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// kinds says of what kind the value of each key is, by how JSON begins it.
+// kinds says of what kind the value of each key is, by how JSON begins it. All but the name
+// may be null, which many programs write for what is absent, and which means that.
 var kinds = map[string]struct{ begins, what string }{
 	columnName:     {`"`, "a string"},
 	columnDisabled: {"tf", "true or false"},
@@ -118,6 +119,9 @@ func unquote(literal []byte) (text string, err error) {
 }
 
 func (r *record) setJSON(key string, value []byte) (err error) {
+	if key != columnName && string(value) == "null" {
+		return nil
+	}
 	kind := kinds[key]
 	if !strings.ContainsRune(kind.begins, rune(value[0])) {
 		return fmt.Errorf("%s: it is not %s", key, kind.what)

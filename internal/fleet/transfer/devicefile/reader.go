@@ -1,6 +1,7 @@
 package devicefile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -34,11 +35,22 @@ func (e *LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Line, e
 // Unwrap returns what is wrong.
 func (e *LineError) Unwrap() error { return e.Err }
 
-// HeaderError is the header of a CSV file without which its lines say nothing.
-type HeaderError struct{ Err error }
+// HeaderError is a file whose lines say nothing: CSV without a header that can be read,
+// or no text in UTF-8.
+type HeaderError struct {
+	// Line is the number of the header, from 1; 0 where it is the file itself.
+	Line int64
+	// Err says what is wrong with it.
+	Err error
+}
 
-// Error says what is wrong with the header.
-func (e *HeaderError) Error() string { return "the header, line 1: " + e.Err.Error() }
+// Error says what is wrong with the header or the file.
+func (e *HeaderError) Error() string {
+	if e.Line == 0 {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("the header, line %d: %v", e.Line, e.Err)
+}
 
 // Unwrap returns what is wrong.
 func (e *HeaderError) Unwrap() error { return e.Err }
@@ -56,16 +68,17 @@ type Reader struct {
 	seen map[uint64]int64
 }
 
-// NewReader returns a Reader. Format "" takes a file that begins with "{" for NDJSON,
-// and any other for CSV. now becomes the time of shadows, since files have none. The
-// error is a [*HeaderError] or that of r.
+// NewReader returns a Reader. White space before the first character does not count, and
+// neither do blank lines anywhere. Format "" takes a file whose first character is "{" for
+// NDJSON, and any other for CSV. now becomes the time of shadows, since files have none.
+// The error is a [*HeaderError] or that of r.
 func NewReader(r io.Reader, format Format, now time.Time) (*Reader, error) {
 	reader := &Reader{lines: newLines(r), format: format, documents: newDocuments(now), seed: maphash.MakeSeed(), seen: map[uint64]int64{}}
+	first, err := reader.lines.first()
+	if err != nil {
+		return nil, err
+	}
 	if format == "" {
-		first, err := reader.lines.first()
-		if err != nil {
-			return nil, err
-		}
 		reader.format = CSV
 		if first == '{' {
 			reader.format = NDJSON
@@ -77,14 +90,16 @@ func NewReader(r io.Reader, format Format, now time.Time) (*Reader, error) {
 	line, err := reader.lines.next()
 	switch {
 	case errors.Is(err, io.EOF):
-		return nil, &HeaderError{errors.New("the file is empty")}
+		return nil, &HeaderError{Err: errors.New("the file is empty")}
+	case first == '[' && format == "":
+		return nil, &HeaderError{Err: errors.New("the file is a JSON array: write one object a line (jq -c '.[]' FILE)")}
 	case errors.Is(err, errLongLine):
-		return nil, &HeaderError{err}
+		return nil, &HeaderError{reader.Line(), err}
 	case err != nil:
 		return nil, err
 	}
 	if reader.header, err = header(string(line)); err != nil {
-		return nil, &HeaderError{err}
+		return nil, &HeaderError{reader.Line(), err}
 	}
 	return reader, nil
 }
@@ -96,7 +111,7 @@ func (r *Reader) Line() int64 { return r.lines.number }
 // Bytes returns how much of the file has been read.
 func (r *Reader) Bytes() int64 { return r.lines.bytes }
 
-// Next returns the next device; empty lines are passed over. The error is a
+// Next returns the next device; blank lines are passed over. The error is a
 // [*LineError], after which the next can be read, [io.EOF] at the end, or that of the
 // file.
 func (r *Reader) Next() (Device, error) {
@@ -107,7 +122,8 @@ func (r *Reader) Next() (Device, error) {
 			return Device{}, &LineError{r.Line(), err}
 		case err != nil:
 			return Device{}, err
-		case len(line) == 0:
+		}
+		if line = bytes.TrimLeft(line, " \t\r"); len(line) == 0 {
 			continue
 		}
 		device, err := r.parse(line)

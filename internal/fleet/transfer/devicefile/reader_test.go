@@ -2,6 +2,7 @@ package devicefile
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -9,8 +10,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
+
+	"batchtask.dev/operator/internal/shadow"
 )
 
 var now = time.UnixMilli(1_700_000_000_000)
@@ -66,8 +70,8 @@ func TestReader(t *testing.T) {
 		"bad documents": {text: "deviceName,version,reported\na,,\"[1]\"\nb,,\"{\"\"a\"\":1,\"\"a\"\":2}\"\nc,-1,\nd,1.5,\ne,,x\nf,,\"{\"\"a\"\":{\"\"a\"\":{\"\"a\"\":{\"\"a\"\":{\"\"a\"\":{}}}}}}\"\n", want: []string{
 			`line 2: device "a": reported: not a JSON object: it is an array`,
 			`line 3: device "b": reported: illegal key at a (byte 10): the key stands twice in one object`,
-			`line 4: device "c": version: it is no whole number from 0`,
-			`line 5: device "d": version: it is no whole number from 0`,
+			`line 4: device "c": version: it is no whole number from 0 to 9007199254740991`,
+			`line 5: device "d": version: it is no whole number from 0 to 9007199254740991`,
 			`line 6: device "e": reported: not a JSON value (byte 1): invalid character 'x' looking for beginning of value`,
 			`line 7: device "f": reported: more than 5 levels deep at a.a.a.a.a (byte 26)`,
 		}},
@@ -76,12 +80,31 @@ func TestReader(t *testing.T) {
 		"unknown column":                {text: "deviceName,colour\n", want: []string{`the header, line 1: column 2, "colour", is none of deviceName, disabled, version, reported, desired`}},
 		"column twice":                  {text: "deviceName,deviceName\n", want: []string{`the header, line 1: column "deviceName" stands there twice`}},
 		"no header":                     {text: "disabled\n", want: []string{`the header, line 1: there is no column deviceName; a file begins with a line such as "deviceName,disabled"`}},
-		"empty file":                    {text: "", want: []string{"the header, line 1: the file is empty"}},
+		"empty file":                    {text: "", want: []string{"the file is empty"}},
+
+		"blank lines before":          {text: "\n \t\r\n\ndeviceName,disabled\n  \na,\n\t\n", want: []string{"a false"}},
+		"blank lines before objects":  {text: "\n\n  {\"deviceName\":\"a\"}\n   \n\t\n\t{\"deviceName\":\"b\"}", want: []string{"a false", "b false"}},
+		"after a byte order mark":     {text: "\uFEFF\n {\"deviceName\":\"a\"}\n", want: []string{"a false"}},
+		"white space of a given kind": {text: "\n  {\"deviceName\":\"a\"}\n", format: NDJSON, want: []string{"a false"}},
+		"more of it than is buffered": {text: strings.Repeat(" ", 70<<10) + strings.Repeat("\n", 70<<10) + "{\"deviceName\":\"a\"}\nx\n", want: []string{"a false", "line 71682: it is no JSON: invalid character 'x' looking for beginning of value"}},
+		"indented rows":               {text: "  deviceName,version\n  a,1\n", want: []string{"a false v1 reported= desired="}},
+		"a header further down":       {text: "\n\ncolour\n", want: []string{`the header, line 3: column 1, "colour", is none of deviceName, disabled, version, reported, desired`}},
+		"nothing but blanks":          {text: "\n  \n ", want: []string{"the file is empty"}},
+		"an array":                    {text: ` [{"deviceName":"a"}]`, want: []string{"the file is a JSON array: write one object a line (jq -c '.[]' FILE)"}},
+		"nothing at all, as objects":  {text: " \n", format: NDJSON},
+		"null": {text: `{"deviceName":"a","disabled":null,"version":null,"reported":null,"desired":null}` + "\n" + `{"deviceName":"b","version":7,"reported":{"x":1},"desired":null}` + "\n" +
+			`{"deviceName":null}` + "\n" + `{"deviceName":"c","disabled":null,"disabled":true}`, want: []string{"a false", `b false v7 reported={"x":1} desired=`,
+			"line 3: deviceName: it is not a string", `line 4: device "c": the key "disabled" stands there twice`}},
+		"versions without room": {text: "deviceName,version\na,9223372036854775807\nb,9007199254740992\nc,9007199254740991\n", want: []string{
+			`line 2: device "a": version: it is no whole number from 0 to 9007199254740991`,
+			`line 3: device "b": version: it is no whole number from 0 to 9007199254740991`, "c false v9007199254740991 reported= desired=",
+		}},
+		"a workbook": {text: "PK\x03\x04\x14\x00\x06\x00", want: []string{"the file is no text: it must be CSV or NDJSON in UTF-8, neither compressed nor a workbook"}},
 
 		"objects": {text: `{"deviceName":"a"}` + "\n\n" + `{"reported": {"n": 1.0}, "deviceName": "\u0062", "disabled": true, "version": 4}` + "\n", want: []string{"a false", `b true v4 reported={"n":1.0} desired=`}},
 		"bad objects": {format: NDJSON, text: strings.Join([]string{
 			`{"deviceName":"a","deviceName":"b"}`, `{"deviceName":"a","colour":1}`, `{"devicename":"a"}`, `{"disabled":true}`,
-			`{"deviceName":"a"} {}`, `[1]`, `{"deviceName":1}`, `{"deviceName":"a","disabled":"true"}`, `{"deviceName":"a","reported":null}`,
+			`{"deviceName":"a"} {}`, `[1]`, `{"deviceName":1}`, `{"deviceName":"a","disabled":"true"}`, `{"deviceName":"a","reported":nil}`,
 			`{"deviceName":"a","reported":{"":1}}`, `{"deviceName":"a","version":1e3}`, `{"deviceName":"a"`, `{"deviceName":""}`, `{"deviceName":"\ud800"}`, "{\"deviceName\":\"\xff\"}",
 		}, "\n"), want: []string{
 			`line 1: device "a": the key "deviceName" stands there twice`,
@@ -90,9 +113,9 @@ func TestReader(t *testing.T) {
 			"line 4: deviceName is missing",
 			"line 5: it is no JSON: invalid character '{' after top-level value",
 			"line 6: it is no JSON object", "line 7: deviceName: it is not a string",
-			`line 8: device "a": disabled: it is not true or false`, `line 9: device "a": reported: it is not an object`,
+			`line 8: device "a": disabled: it is not true or false`, "line 9: it is no JSON: invalid character 'i' in literal null (expecting 'u')",
 			`line 10: device "a": reported: illegal key (byte 3): a key is empty`,
-			`line 11: device "a": version: it is no whole number from 0`,
+			`line 11: device "a": version: it is no whole number from 0 to 9007199254740991`,
 			"line 12: it is no JSON: unexpected end of JSON input", "line 13: " + name, "line 14: " + name, "line 15: it is not UTF-8",
 		}},
 	}
@@ -102,6 +125,26 @@ func TestReader(t *testing.T) {
 				t.Errorf("read (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A file in UTF-16 is told what it is, with and without a byte order mark.
+func TestReaderUTF16(t *testing.T) {
+	for _, text := range []string{"deviceName,disabled\r\na,\r\n", `{"deviceName":"a"}`, "\n"} {
+		for order, endian := range map[string]binary.AppendByteOrder{"UTF-16LE": binary.LittleEndian, "UTF-16BE": binary.BigEndian} {
+			for _, mark := range []string{"", "\uFEFF"} {
+				var file []byte
+				for _, unit := range utf16.Encode([]rune(mark + text)) {
+					file = endian.AppendUint16(file, unit)
+				}
+				for _, format := range []Format{"", CSV, NDJSON} {
+					got := read(t, string(file), format)
+					if len(got) != 1 || !strings.Contains(got[0], "iconv -f "+order+" -t UTF-8") {
+						t.Errorf("%q as %q: %q, want one error that says how to convert it", file, format, got)
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -228,4 +271,25 @@ func FuzzSplitCSV(f *testing.F) {
 			t.Errorf("%q: %q, %v; want %q, %v", line, got, err, want, wantErr)
 		}
 	})
+}
+
+// A document that no import would take ends an export with the name of its device.
+func TestWriterRefuses(t *testing.T) {
+	bad := Device{Name: "a", Shadow: shadow.Stored{Version: 1, Desired: "{\n\"a\":"}}
+	for _, format := range []Format{CSV, NDJSON} {
+		var b bytes.Buffer
+		w, err := NewWriter(&b, format, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Write(bad); err == nil || !strings.Contains(err.Error(), `device "a": the stored desired part is no JSON`) {
+			t.Errorf("as %s: error %v, want one that names the device", format, err)
+		}
+		if w, err = NewWriter(&b, format, false); err == nil {
+			err = w.Write(bad)
+		}
+		if err != nil {
+			t.Errorf("as %s, without shadows: %v", format, err)
+		}
+	}
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"batchtask.dev/operator/internal/shadow"
 )
 
 // Names of the columns of CSV, which are the keys of JSON.
@@ -15,6 +17,9 @@ const (
 	columnReported = "reported"
 	columnDesired  = "desired"
 )
+
+// errVersion leaves room for changes after the import.
+var errVersion = fmt.Errorf("it is no whole number from 0 to %d", int64(shadow.MaxGivenVersion))
 
 // columns are all of them, in the order in which they are written.
 var columns = []string{columnName, columnDisabled, columnVersion, columnReported, columnDesired}
@@ -36,8 +41,8 @@ func (r *record) set(column, text string) (err error) {
 		}
 	case columnVersion:
 		if text != "" {
-			if r.version, err = strconv.ParseInt(text, 10, 64); err != nil || r.version < 0 {
-				err = errors.New("it is no whole number from 0")
+			if r.version, err = strconv.ParseInt(text, 10, 64); err != nil || r.version < 0 || r.version > shadow.MaxGivenVersion {
+				err = errVersion
 			}
 		}
 	case columnReported:

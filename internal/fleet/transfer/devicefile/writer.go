@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strconv"
 )
@@ -16,8 +17,9 @@ type Writer struct {
 	fields  []string
 }
 
-// NewWriter returns a Writer, which writes the header of CSV at once. With shadows the
-// columns version, reported and desired are written. The caller buffers w.
+// NewWriter returns a Writer, which writes the header of CSV at once, but not to w before
+// it is flushed or has devices. With shadows the columns version, reported and desired are
+// written. The caller buffers w.
 func NewWriter(w io.Writer, format Format, shadows bool) (*Writer, error) {
 	writer := &Writer{shadows: shadows}
 	if format == NDJSON {
@@ -42,13 +44,23 @@ type line struct {
 	Desired  json.RawMessage `json:"desired,omitempty"`
 }
 
-// Write writes a device. An error is that of the io.Writer, or says that a stored
-// document is none.
+// Write writes a device. An error is that of the io.Writer, or says which device has a
+// stored document that is none: no import would take it.
 func (w *Writer) Write(d Device) error {
+	var reported, desired json.RawMessage
+	if w.shadows {
+		var err error
+		if reported, err = oneLine(columnReported, d.Shadow.Reported); err == nil {
+			desired, err = oneLine(columnDesired, d.Shadow.Desired)
+		}
+		if err != nil {
+			return fmt.Errorf("device %q: %w", d.Name, err)
+		}
+	}
 	if w.json != nil {
 		l := line{Name: d.Name, Disabled: d.Disabled}
 		if w.shadows {
-			l.Version, l.Reported, l.Desired = d.Shadow.Version, oneLine(d.Shadow.Reported), oneLine(d.Shadow.Desired)
+			l.Version, l.Reported, l.Desired = d.Shadow.Version, reported, desired
 		}
 		return w.json.Encode(l)
 	}
@@ -58,7 +70,7 @@ func (w *Writer) Write(d Device) error {
 		if d.Shadow.Version > 0 {
 			version = strconv.FormatInt(d.Shadow.Version, 10)
 		}
-		w.fields = append(w.fields, version, string(oneLine(d.Shadow.Reported)), string(oneLine(d.Shadow.Desired)))
+		w.fields = append(w.fields, version, string(reported), string(desired))
 	}
 	return w.csv.Write(w.fields)
 }
@@ -74,13 +86,13 @@ func (w *Writer) Flush() error {
 
 // oneLine returns a document without white space; one that was written by hand may
 // have line ends.
-func oneLine(document string) json.RawMessage {
+func oneLine(part, document string) (json.RawMessage, error) {
 	if document == "" {
-		return nil
+		return nil, nil
 	}
 	var b bytes.Buffer
-	if json.Compact(&b, []byte(document)) != nil {
-		return json.RawMessage(document)
+	if err := json.Compact(&b, []byte(document)); err != nil {
+		return nil, fmt.Errorf("the stored %s part is no JSON: %w", part, err)
 	}
-	return b.Bytes()
+	return b.Bytes(), nil
 }
