@@ -60,6 +60,9 @@ times of their fields are not written: an import gives them its own.`,
 					if err == nil {
 						err = w.Write(d)
 					}
+					if err != nil && n == 0 {
+						return err // and no header, which would look like a product without devices
+					}
 					if err != nil {
 						return errors.Join(fmt.Errorf("ended early, after %d devices: %w", n, err), w.Flush(), out.Flush())
 					}
@@ -97,10 +100,10 @@ func fleetListCommand(cluster *clusterOptions) *cobra.Command {
 						err = rows.write(listed(d), d.Name, strconv.FormatBool(d.Disabled), strconv.FormatInt(d.Shadow.Version, 10), when(d.Shadow.Timestamp))
 					}
 					if err != nil {
-						return errors.Join(err, rows.flush())
+						return rows.finish(err)
 					}
 				}
-				return rows.flush()
+				return rows.finish(nil)
 			})
 		},
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -93,15 +94,23 @@ func show(w io.Writer, output string, p *v1alpha1.Product, d devicefile.Device) 
 	}{{"Reported:", state.Reported}, {"Desired:", state.Desired}, {"Delta:", state.Delta}} {
 		text := "-"
 		if part.state != nil {
-			compact, err := json.Marshal(part.state)
-			if err != nil {
+			var err error
+			if text, err = compact(part.state); err != nil {
 				return err
 			}
-			text = string(compact)
 		}
 		if err := rows.write(nil, part.name, text); err != nil {
 			return err
 		}
 	}
 	return rows.flush()
+}
+
+// compact returns a part of a shadow on one line, as it was written: < and & are themselves.
+func compact(state shadow.Object) (string, error) {
+	var b strings.Builder
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(state)
+	return strings.TrimSuffix(b.String(), "\n"), err
 }

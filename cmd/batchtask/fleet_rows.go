@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
@@ -23,7 +24,7 @@ type rows struct {
 	table  *tabwriter.Writer
 	csv    *csv.Writer
 	json   *json.Encoder
-	n      int
+	n      int   // that were written
 	err    error // of the heading
 }
 
@@ -49,9 +50,10 @@ func (r *rows) write(object any, columns ...string) error {
 	if r.err != nil {
 		return r.err
 	}
+	r.n++
 	switch r.output {
 	case outputTable:
-		if r.n++; r.n%rowsAligned == 0 {
+		if r.n%rowsAligned == 0 {
 			if err := r.table.Flush(); err != nil {
 				return err
 			}
@@ -80,6 +82,20 @@ func (r *rows) cells(columns []string) error {
 	}
 	_, err := io.WriteString(r.table, strings.TrimRight(strings.Join(clean, "\t"), "\t ")+"\n")
 	return err
+}
+
+// finish ends a list that came to its end, or to an error. Of one that failed before its
+// first row nothing is written: a heading alone would look like an empty list, whoever has
+// sent it to a file.
+func (r *rows) finish(err error) error {
+	switch {
+	case err == nil:
+		return r.flush()
+	case r.n == 0:
+		return err
+	default:
+		return errors.Join(fmt.Errorf("ended early, after %d rows: %w", r.n, err), r.flush())
+	}
 }
 
 func (r *rows) flush() error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -184,6 +185,12 @@ func TestFleetListAndGet(t *testing.T) {
 				t.Errorf("want %s in\n%s", want, json)
 			}
 		}
+		p.must(`{"deviceName":"c","reported":{"u":"a<b&c>"}}`+"\n", "fleet", "import", "door")
+		for _, output := range []string{"table", "json"} {
+			if shown := p.must("", "fleet", "get", "door", "c", "-o", output); !strings.Contains(shown, `"a<b&c>"`) {
+				t.Errorf("as %s, want the text as it was written in\n%s", output, shown)
+			}
+		}
 	})
 }
 
@@ -206,6 +213,7 @@ func TestFleetMistakes(t *testing.T) {
 		{[]string{"list", "door", "-n", "nowhere"}, `there is no Product "door" in namespace "nowhere"; is it another namespace (-n)?`},
 		{[]string{"import", "door", "-f", "/nowhere"}, "-f: open /nowhere: no such file or directory"},
 		{[]string{"import", "door", "-f", file(t, "name\na\n")}, `the header, line 1: column 1, "name", is none of deviceName, disabled, version, reported, desired`},
+		{[]string{"import", "door", "-f", file(t, "\xFF\xFEd\x00")}, "the file is UTF-16 and must be UTF-8: convert it (iconv -f UTF-16LE -t UTF-8 FILE)"},
 		{[]string{"import", "door", "--format", "xml"}, "--format=xml: must be csv or ndjson"},
 		{[]string{"export", "door", "--format", ""}, "--format=: must be csv or ndjson"},
 		{[]string{"list", "door", "-o", "yaml"}, "-o yaml: must be table, name, json"},
@@ -232,6 +240,30 @@ func TestFleetMistakes(t *testing.T) {
 	p.must("", "fleet", "import", "empty", "-f", in)
 	if got := p.must("", "fleet", "list", "empty", "-o", "name"); got != "a\n" {
 		t.Errorf("after the import there are %q", got)
+	}
+}
+
+// A list that fails before its first row leaves nothing that looks like an empty one, and
+// one that fails later says so.
+func TestRowsFinish(t *testing.T) {
+	own := errors.New("the database is gone")
+	for _, output := range []string{outputTable, outputCSV, outputJSON, outputName} {
+		for n := range 3 {
+			var text strings.Builder
+			r := newRows(&text, output, "DEVICE")
+			for range n {
+				if err := r.write(listedDevice{Name: "a"}, "a"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := r.finish(own)
+			if early := strings.HasPrefix(fmt.Sprint(err), fmt.Sprintf("ended early, after %d rows", n)); !errors.Is(err, own) || early != (n > 0) {
+				t.Errorf("%s, %d rows: error %v", output, n, err)
+			}
+			if rows := strings.Count(text.String(), "a"); rows != n || n == 0 && text.String() != "" {
+				t.Errorf("%s, %d rows: %q", output, n, text.String())
+			}
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -53,7 +52,7 @@ Kubernetes objects only the first failures are kept, in the status of the task.`
 				columns = []string{"deviceName", "result", "reason", "message", "time"}
 			}
 			r := &resultRows{rows: newRows(cmd.OutOrStdout(), output, columns...), failed: failed}
-			return errors.Join(r.list(ctx, c, args[0], cmd.ErrOrStderr()), r.rows.flush())
+			return r.rows.finish(r.list(ctx, c, args[0], cmd.ErrOrStderr()))
 		},
 	}
 	cmd.Flags().BoolVar(&failed, "failed", false, "only devices that have failed")

@@ -66,8 +66,8 @@ func TestTaskResults(t *testing.T) {
 	if out, notes, fault := p.call(t.Context(), nil, "task", "results", "running", "-o", "csv"); fault != "" || strings.Count(out, "\n") != 1 || notes != "note: BatchTask \"running\" has not finished; these are the results so far\n" {
 		t.Errorf("of a task that runs: %q, %q, %q", out, notes, fault)
 	}
-	if _, _, fault := p.call(t.Context(), nil, "task", "results", "gone"); fault != `there is no BatchTask "gone" in namespace "`+p.namespace+`"; is it another namespace (-n)?` {
-		t.Errorf("of a task that is not there: %q", fault)
+	if out, _, fault := p.call(t.Context(), nil, "task", "results", "gone", "-o", "csv"); out != "" || fault != `there is no BatchTask "gone" in namespace "`+p.namespace+`"; is it another namespace (-n)?` {
+		t.Errorf("of a task that is not there: %q, %q; want nothing that looks like an empty list", out, fault)
 	}
 }
 
