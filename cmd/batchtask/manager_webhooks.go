@@ -63,11 +63,9 @@ func setupWebhooks(ctx context.Context, mgr ctrl.Manager, opts *managerOptions, 
 	return nil
 }
 
-// The library behind rotateCerts watches all Secrets of the manager's namespace
-// (its cache has no filter by name), and may write just the one.
+// No other Secret: see ownSecretManager.
 //
-// +kubebuilder:rbac:groups="",resources=secrets,namespace=batchtask-system,verbs=get;list;watch
-// +kubebuilder:rbac:groups="",resources=secrets,resourceNames=batchtask-webhook-cert,namespace=batchtask-system,verbs=update
+// +kubebuilder:rbac:groups="",resources=secrets,resourceNames=batchtask-webhook-cert,namespace=batchtask-system,verbs=get;list;watch;update
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations;validatingwebhookconfigurations,verbs=get;list;watch
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations,resourceNames=batchtask-mutating,verbs=update
 // +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=validatingwebhookconfigurations,resourceNames=batchtask-validating,verbs=update
@@ -76,7 +74,7 @@ func setupWebhooks(ctx context.Context, mgr ctrl.Manager, opts *managerOptions, 
 // Secret that is mounted into --webhook-cert-dir, renews them in time, and tells
 // the API server of them.
 func rotateCerts(mgr ctrl.Manager, opts *managerOptions, ready chan struct{}) error {
-	err := rotator.AddRotator(mgr, &rotator.CertRotator{
+	err := rotator.AddRotator(ownSecretManager{mgr, opts.webhookSecret}, &rotator.CertRotator{
 		SecretKey:      types.NamespacedName{Namespace: opts.namespace, Name: opts.webhookSecret},
 		CertDir:        opts.webhookCertDir,
 		CAName:         "batchtask-webhook-ca",

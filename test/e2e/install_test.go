@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,8 +13,11 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -81,8 +83,98 @@ func TestInstalledAsShipped(t *testing.T) {
 		t.Errorf("front-door is to be %s", got)
 	}
 	m.stop(t)
-	if bytes.Contains(m.output.buf.Bytes(), []byte("forbidden")) {
-		t.Error("the manager was refused something, see its log")
+	m.wantNothingForbidden(t)
+}
+
+// wantNothingForbidden fails if the API server has refused the program anything.
+func (m *process) wantNothingForbidden(t *testing.T) {
+	t.Helper()
+	if m.output.contains("forbidden") {
+		t.Error("the program was refused something, see its log")
+	}
+}
+
+// asShipped returns a kubeconfig of a service account of the operator, with the rights that
+// the manifests give it.
+func asShipped(t *testing.T, serviceAccount string) []byte {
+	t.Helper()
+	env := testenv.Start(t)
+	shipped.Do(func() {
+		kubectl(t, env.KubeConfig, "apply", "--server-side", "-f", filepath.Join("..", "..", "config", "default", "namespace.yaml"))
+		for _, part := range []string{"rbac", "shadow", "shim"} {
+			kubectl(t, env.KubeConfig, "apply", "--server-side", "-k", filepath.Join("..", "..", "config", part))
+		}
+	})
+	return impersonate(t, env.KubeConfig, serviceAccount)
+}
+
+// shipped is done once for all tests of the package: they have one control plane.
+var shipped sync.Once
+
+// mayReadDatabases lets the operator read the Secrets of a namespace, as an administrator
+// does where a Product has a fleet in a database.
+func mayReadDatabases(t *testing.T, namespace string) {
+	t.Helper()
+	binding := &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "batchtask-database-reader"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "batchtask-database-reader"},
+	}
+	for _, account := range []string{"batchtask-manager", "batchtask-shadow", "batchtask-shim"} {
+		binding.Subjects = append(binding.Subjects, rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: systemNamespace, Name: account})
+	}
+	admin := testenv.Start(t).Client
+	if err := admin.Create(t.Context(), binding); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the API server to know of it", func() (bool, string) {
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User:               "system:serviceaccount:" + systemNamespace + ":batchtask-manager",
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: "get", Resource: "secrets", Name: "db"},
+		}}
+		err := admin.Create(t.Context(), review)
+		return err == nil && review.Status.Allowed, fmt.Sprint(review.Status, err)
+	})
+}
+
+// The manager's role names the one Secret that is its own.
+func TestManagerReadsNoOtherSecret(t *testing.T) {
+	config, err := clientcmd.RESTConfigFromKubeConfig(asShipped(t, "batchtask-manager"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	manager, err := client.New(config, client.Options{Scheme: testenv.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := testenv.Start(t)
+	mine, other, elsewhere := &corev1.Secret{}, &corev1.Secret{}, &corev1.Secret{}
+	mine.Namespace, mine.Name = systemNamespace, "batchtask-webhook-cert"
+	other.Namespace, other.Name = systemNamespace, "somebody-elses"
+	elsewhere.Namespace, elsewhere.Name = env.Namespace(t), "db"
+	for _, secret := range []*corev1.Secret{mine, other, elsewhere} {
+		if err := client.IgnoreAlreadyExists(env.Client.Create(t.Context(), secret)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := manager.Get(t.Context(), client.ObjectKeyFromObject(mine), mine); err != nil {
+		t.Errorf("the manager cannot read the Secret of its certificate: %v", err)
+	}
+	var list corev1.SecretList
+	if err := manager.List(t.Context(), &list, client.InNamespace(systemNamespace), client.MatchingFields{"metadata.name": mine.Name}); err != nil || len(list.Items) != 1 {
+		t.Errorf("the manager cannot list the Secret of its certificate: %v, %d", err, len(list.Items))
+	}
+	for _, secret := range []*corev1.Secret{other, elsewhere} {
+		if err := manager.Get(t.Context(), client.ObjectKeyFromObject(secret), secret); !apierrors.IsForbidden(err) {
+			t.Errorf("the manager may read the Secret %s/%s: %v", secret.Namespace, secret.Name, err)
+		}
+		if err := manager.List(t.Context(), &list, client.InNamespace(secret.Namespace)); !apierrors.IsForbidden(err) {
+			t.Errorf("the manager may list the Secrets of %s: %v", secret.Namespace, err)
+		}
+	}
+	lease := &coordinationv1.Lease{}
+	lease.Namespace, lease.Name = systemNamespace, "batchtask-shadow"
+	if err := manager.Get(t.Context(), client.ObjectKeyFromObject(lease), lease); !apierrors.IsForbidden(err) {
+		t.Errorf("the manager may read the Lease of another program: %v", err)
 	}
 }
 
@@ -169,6 +261,9 @@ func awaitRights(t *testing.T, serviceAccount, user string, groups []string) {
 			continue
 		}
 		for _, rule := range rulesOf(t, b) {
+			if len(rule.Resources) == 0 {
+				continue // of no object
+			}
 			resource, subresource, _ := strings.Cut(rule.Resources[0], "/")
 			attributes := &authorizationv1.ResourceAttributes{
 				Namespace: b.Namespace, Verb: rule.Verbs[0], Group: rule.APIGroups[0], Resource: resource, Subresource: subresource,

@@ -44,10 +44,13 @@ type process struct {
 	ended  chan struct{}
 }
 
-// startManager starts a manager without webhooks and waits until it is ready.
+// startManager starts a manager without webhooks, with the rights that are shipped and no
+// others, and waits until it is ready.
 func startManager(t *testing.T, brokerURL string, flags ...string) *process {
 	t.Helper()
-	return startManagerAs(t, testenv.Start(t).KubeConfig, brokerURL, append([]string{"--webhooks=false"}, flags...)...)
+	m := startManagerAs(t, asShipped(t, "batchtask-manager"), brokerURL, append([]string{"--webhooks=false"}, flags...)...)
+	t.Cleanup(func() { m.wantNothingForbidden(t) })
+	return m
 }
 
 // startManagerAs starts a manager that reaches the API server by this kubeconfig.
@@ -184,6 +187,12 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) contains(text string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Contains(b.buf.Bytes(), []byte(text))
 }
 
 func (b *lockedBuffer) tail(n int) string {

@@ -42,6 +42,7 @@ func newDBSite(t *testing.T, databaseURL string, n int) *dbSite {
 		t.Fatalf("import of %d devices: %+v, %v", n, sum, err)
 	}
 	s.putURL(databaseURL)
+	mayReadDatabases(t, s.namespace)
 	p := testobj.Product("p").In(s.namespace).ID(s.product).Obj()
 	p.Spec.Fleet = v1alpha1.Fleet{Type: v1alpha1.FleetTypePostgres, Postgres: &v1alpha1.PostgresFleet{SecretRef: v1alpha1.SecretReference{Name: "db"}}}
 	if err := s.client.Create(t.Context(), p); err != nil {
