@@ -38,6 +38,7 @@ type setup struct {
 	shadowFlags  []string // none for no shadow service
 	shimFlags    []string // none for no HTTP front
 	database     bool     // start PostgreSQL
+	noManager    bool     // the case starts managers itself
 	measure      func(context.Context, *localenv.Env) ([]figure, error)
 }
 
@@ -67,6 +68,7 @@ func setups(size scale) []setup {
 		shadowOver("PostgreSQL store", true, makeDatabaseDevices),
 		{name: "postgres", database: true, measure: sizes.measureBase},
 		{name: "postgres", database: true, measure: sizes.measureLarge(size.postgresDevices)},
+		{name: "scale", noManager: true, measure: size.many.measure},
 	}...)
 }
 
@@ -132,7 +134,7 @@ func (s setup) run(ctx context.Context, root, assets string) (figures []figure, 
 	opts := localenv.Options{
 		Root: root, Dir: filepath.Join(root, ".dev", "bench"), Assets: assets,
 		Program: filepath.Join(root, "bin", "batchtask"), Namespace: "bench", Progress: progress,
-		MQTTAddress: "127.0.0.1:0", ManagerFlags: s.managerFlags,
+		MQTTAddress: "127.0.0.1:0", NoManager: s.noManager, ManagerFlags: s.managerFlags,
 		NoShadow: len(s.shadowFlags) == 0, ShadowFlags: s.shadowFlags,
 		Database: s.database,
 		NoShim:   len(s.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: s.shimFlags,

@@ -23,6 +23,8 @@ type scale struct {
 	shadowStep  time.Duration // for each number of devices at work; twice that for writes
 
 	postgresDevices int // of the large run
+
+	many manyCase
 }
 
 // readScale chooses by the environment's BENCH.
@@ -33,6 +35,7 @@ func readScale() (scale, error) {
 		frontRounds: 5, frontPairs: 200,
 		shadowTrips: 500, shadowStep: 2 * time.Second,
 		postgresDevices: 200_000,
+		many:            manyCase{products: 2_000, finished: 10_000, running: 500, devices: 5_000},
 	}
 	switch size := os.Getenv("BENCH"); size {
 	case "quick":
@@ -42,11 +45,13 @@ func readScale() (scale, error) {
 			frontRounds: 1, frontPairs: 40,
 			shadowTrips: 200, shadowStep: 400 * time.Millisecond,
 			postgresDevices: 50_000,
+			many:            manyCase{products: 500, finished: 2_000, running: 100, devices: 2_000},
 		}, nil
 	case "":
 		return usual, nil
 	case "full":
 		usual.postgresDevices = 1_000_000
+		usual.many.products, usual.many.finished = 10_000, 100_000
 		return usual, nil
 	default:
 		return scale{}, fmt.Errorf("BENCH is %q: must be quick, full or empty", size)

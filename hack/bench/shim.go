@@ -165,7 +165,7 @@ func (f *front) latencies(ctx context.Context, pairs int) (direct, through *seri
 func (f *front) create(ctx context.Context, account int) error {
 	task := newTask(namespaceOf(account), fmt.Sprintf("task-%d", f.names.Add(1)), productOf(account), "^door")
 	task.Spec.ScheduleTimeInSeconds = f.startAt
-	task.Spec.TTLSecondsAfterFinished = ptr.To(v1alpha1.DefaultTTLSecondsAfterFinished)
+	task.Spec.TTLSecondsAfterFinished = ptr.To(v1alpha1.LegacyTTLSecondsAfterFinished)
 	return f.env.Client.Create(ctx, task)
 }
 

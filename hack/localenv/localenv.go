@@ -66,6 +66,9 @@ type Options struct {
 	// installed; see FindPostgres. With DatabaseURL it does not count.
 	Database bool
 
+	// NoManager leaves the manager out, and with it who answers admission requests;
+	// ManagerFlags do not count then.
+	NoManager bool
 	// ManagerFlags are given to the manager besides those it needs here.
 	ManagerFlags []string
 
@@ -253,10 +256,12 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		return nil, err
 	}
 
-	if env.MetricsURL, err = s.startManager(ctx, env, webhook); err != nil {
-		return nil, err
+	if !s.NoManager {
+		if env.MetricsURL, err = s.startManager(ctx, env, webhook); err != nil {
+			return nil, err
+		}
+		s.Progress("manager: ready; its log is " + relative(env.ManagerLog))
 	}
-	s.Progress("manager: ready; its log is " + relative(env.ManagerLog))
 	if !s.NoShadow {
 		if err := s.startShadow(ctx, env); err != nil {
 			return nil, err
