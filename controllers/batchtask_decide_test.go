@@ -344,7 +344,7 @@ func TestConditionsOfFinishedTasks(t *testing.T) {
 func TestClaim(t *testing.T) {
 	later := metav1.NewTime(created.Add(time.Hour))
 	a := testobj.Product("a").In("one").Created("a", created)
-	b := testobj.Product("b").In("two").Created("b", later)
+	b := testobj.Product("b").In("one").Created("b", later)
 	isReady := func(p *testobj.ProductBuilder) v1alpha1.Product {
 		q := p.Obj()
 		q.Status.Conditions = testobj.Product("").Ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady).Obj().Status.Conditions
@@ -360,31 +360,25 @@ func TestClaim(t *testing.T) {
 		{"alone", a.Obj(), []v1alpha1.Product{*a.Obj()}, v1alpha1.ReasonProductReady, "Tasks may run on this product"},
 		{"the older", a.Obj(), []v1alpha1.Product{*b.Obj(), *a.Obj()}, v1alpha1.ReasonProductReady, "Tasks may run on this product"},
 		{
-			"the later, of another namespace", b.Obj(),
-			[]v1alpha1.Product{*b.Obj(), *a.Obj()},
-			v1alpha1.ReasonProductIDConflict,
-			`spec.productID: "ABCDE12345" belongs to a Product of another namespace, which is older. Choose another ID; this product takes over if that one is deleted.`,
-		},
-		{
 			"the later, of the same namespace", testobj.Product("b").In("one").Created("b", later).Obj(),
 			[]v1alpha1.Product{*a.Obj(), *testobj.Product("b").In("one").Created("b", later).Obj()},
 			v1alpha1.ReasonProductIDConflict,
-			`spec.productID: "ABCDE12345" belongs to Product "a", which is older. Choose another ID; this product takes over if that one is deleted.`,
+			`spec.productID: "ABCDE12345" belongs to Product "a", which is older. Choose another ID; this product takes over when that one is free.`,
 		},
 		{
 			"the older, while the later is still Ready", a.Obj(),
 			[]v1alpha1.Product{isReady(b), *a.Obj()},
 			v1alpha1.ReasonProductIDConflict,
-			`spec.productID: "ABCDE12345" is being handed over from a younger Product`,
+			`spec.productID: "ABCDE12345" is being handed over from the younger Product "b". Choose another ID; this product takes over when that one is free.`,
 		},
 		{"of one second, the smaller UID", testobj.Product("b").Created("a", created).Obj(), []v1alpha1.Product{
 			*testobj.Product("a").Created("b", created).Obj(), *testobj.Product("b").Created("a", created).Obj(),
 		}, v1alpha1.ReasonProductReady, "Tasks may run on this product"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := claim(tc.of, tc.all)
+			got := inNamespace(tc.of, tc.all)
 			if got.Reason != tc.wantReason || got.Message != tc.wantMessage {
-				t.Errorf("claim says %s: %s\nwant %s: %s", got.Reason, got.Message, tc.wantReason, tc.wantMessage)
+				t.Errorf("it says %s: %s\nwant %s: %s", got.Reason, got.Message, tc.wantReason, tc.wantMessage)
 			}
 			if isTrue := got.Status == metav1.ConditionTrue; isTrue != (tc.wantReason == v1alpha1.ReasonProductReady) {
 				t.Errorf("status is %s", got.Status)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
@@ -42,17 +44,26 @@ const (
 )
 
 // ProductReconciler decides to which Product each product ID belongs and counts
-// devices. It must be the only one, and do one product at a time: see claim.
+// devices. It must be the only one: see claims.
 type ProductReconciler struct {
 	Client   client.Client
 	Live     client.Reader // reads past every cache
 	Store    fleet.Store
 	Clock    clock.PassiveClock
 	Recorder events.EventRecorder
+	// Quarantine is how long an ID is kept for a namespace whose product is gone.
+	Quarantine time.Duration
+
+	once   sync.Once
+	claims claims
+	ids    keyed
 }
 
 // Reconcile brings the status of a product up to date.
 func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	r.once.Do(func() {
+		r.claims.client, r.claims.live, r.claims.clock, r.claims.quarantine = r.Client, r.Live, r.Clock, r.Quarantine
+	})
 	p := &v1alpha1.Product{}
 	if err := r.Client.Get(ctx, req.NamespacedName, p); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
@@ -60,23 +71,17 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if !p.DeletionTimestamp.IsZero() {
 		return reconcile.Result{}, nil
 	}
-	var rivals v1alpha1.ProductList
-	if err := r.Client.List(ctx, &rivals, client.MatchingFields{product.FieldProductID: p.Spec.ProductID}); err != nil {
-		return reconcile.Result{}, fmt.Errorf("list products with ID %q: %w", p.Spec.ProductID, err)
-	}
 	status := p.Status.DeepCopy()
 	status.ObservedGeneration = p.Generation
-	ready := claim(p, rivals.Items)
-	if ready.Status == metav1.ConditionTrue && !product.Ready(p) {
-		// The cache may not show yet whom this reconciler has made Ready a moment ago.
-		if err := r.Live.List(ctx, &rivals, client.MatchingFields{product.FieldProductID: p.Spec.ProductID}); err != nil {
-			return reconcile.Result{}, fmt.Errorf("list products with ID %q live: %w", p.Spec.ProductID, err)
-		}
-		ready = claim(p, rivals.Items)
-	}
 	total, err := r.Store.Total(ctx, fleet.Product{Namespace: p.Namespace, ProductID: p.Spec.ProductID})
 	if errors.Is(err, fleet.ErrNotReady) {
 		return reconcile.Result{RequeueAfter: countDelay}, nil
+	}
+	// One ID is decided on by one goroutine at a time, until that is written.
+	defer r.ids.lock(p.Spec.ProductID)()
+	ready, claimErr := r.claims.judge(ctx, p)
+	if claimErr != nil {
+		return retryConflict(claimErr)
 	}
 	switch {
 	case err == nil:
@@ -98,38 +103,12 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 }
 
-// claim says whether the product's ID is its own. The owner does not become Ready
-// before every other product with that ID has ceased to be: at no moment are two
-// Ready, so no two namespaces ever publish under one prefix.
-func claim(p *v1alpha1.Product, all []v1alpha1.Product) metav1.Condition {
-	owner := product.Owner(all)
-	if owner != nil && owner.UID != p.UID {
-		where := fmt.Sprintf("Product %q", owner.Name)
-		if owner.Namespace != p.Namespace {
-			where = "a Product of another namespace"
-		}
-		return metav1.Condition{
-			Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonProductIDConflict,
-			Message: fmt.Sprintf("spec.productID: %q belongs to %s, which is older. Choose another ID; this product takes over if that one is deleted.", p.Spec.ProductID, where),
-		}
-	}
-	for i := range all {
-		if all[i].UID != p.UID && product.Ready(&all[i]) {
-			return metav1.Condition{
-				Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonProductIDConflict,
-				Message: fmt.Sprintf("spec.productID: %q is being handed over from a younger Product", p.Spec.ProductID),
-			}
-		}
-	}
-	return metav1.Condition{Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonProductReady, Message: "Tasks may run on this product"}
-}
-
 // setReady sets Ready, and Stalled for what waiting does not mend.
 func (r *ProductReconciler) setReady(p *v1alpha1.Product, status *v1alpha1.ProductStatus, ready metav1.Condition) {
 	stalled := ready
 	ready.Type, stalled.Type = v1alpha1.ConditionReady, v1alpha1.ConditionStalled
 	stalled.Status = metav1.ConditionFalse
-	if ready.Reason == v1alpha1.ReasonProductIDConflict {
+	if ready.Reason == v1alpha1.ReasonProductIDConflict || ready.Reason == v1alpha1.ReasonProductIDLimit {
 		stalled.Status = metav1.ConditionTrue
 	}
 	for _, condition := range []metav1.Condition{ready, stalled} {
@@ -159,13 +138,16 @@ func (r *ProductReconciler) write(ctx context.Context, p *v1alpha1.Product, stat
 }
 
 // SetupWithManager registers the reconciler. The cache must have the index of
-// FieldProductID on Products.
+// FieldProductID on Products, and that of FieldClaimNamespace on ProductIDClaims.
 func (r *ProductReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
 		// Not of its own writes: a count that changes each time would lead to the next.
 		For(&v1alpha1.Product{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.sameID), builder.WithPredicates(readyChanged)).
+		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.sameID), builder.WithPredicates(verdictChanged)).
+		Watches(&v1alpha1.ProductIDClaim{}, r.ofClaim()).
+		Watches(&v1alpha1.TaskQuota{}, handler.EnqueueRequestsFromMapFunc(r.ofQuota), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Device{}, r.countLater()).
+		WithOptions(controller.Options{MaxConcurrentReconciles: claimWorkers}).
 		Complete(r)
 }
 

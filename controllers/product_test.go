@@ -112,7 +112,7 @@ func TestProductsMadeTogetherAreNeverBothReady(t *testing.T) {
 					ready++
 				}
 			}
-			return ready == 1 && product.Ready(product.Owner(list.Items)), ready
+			return ready == 1, ready
 		})
 	}
 	neverBothReady(t, watched.all(t))
@@ -162,25 +162,34 @@ func TestProductDeleted(t *testing.T) {
 	}
 }
 
-// A product does not become Ready while the cache does not show yet that another
-// one with its ID was made Ready.
+// A product does not become Ready while the cache does not show yet that another one of
+// its namespace with its ID was made Ready.
 func TestProductClaimPastAStaleCache(t *testing.T) {
 	env := testenv.Start(t)
-	first, second := env.Namespace(t), env.Namespace(t)
-	id := uniqueID(first)
+	namespace := env.Namespace(t)
+	id := uniqueID(namespace)
 	stale := interceptor.NewClient(env.Client, interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 			if err := c.List(ctx, list, options...); err != nil {
 				return err
 			}
-			for i := range list.(*v1alpha1.ProductList).Items {
-				list.(*v1alpha1.ProductList).Items[i].Status = v1alpha1.ProductStatus{}
+			if products, ok := list.(*v1alpha1.ProductList); ok {
+				for i := range products.Items {
+					products.Items[i].Status = v1alpha1.ProductStatus{}
+				}
 			}
 			return nil
 		},
 	})
-	for _, namespace := range []string{first, second} {
-		if err := env.Client.Create(t.Context(), testobj.Product("product").In(namespace).ID(id).Obj()); err != nil {
+	claim := &v1alpha1.ProductIDClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: product.ClaimName(id)},
+		Spec:       v1alpha1.ProductIDClaimSpec{ProductID: id, Namespace: namespace},
+	}
+	if err := env.Client.Create(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"first", "second"} {
+		if err := env.Client.Create(t.Context(), testobj.Product(name).In(namespace).ID(id).Obj()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -85,8 +85,11 @@ const EventFailed = "Failed"
 const (
 	// ReasonProductReady : tasks may run.
 	ReasonProductReady = "ProductReady"
-	// ReasonProductIDConflict : an older Product has the same spec.productID.
+	// ReasonProductIDConflict : spec.productID belongs to another namespace, or to an
+	// older Product of this one.
 	ReasonProductIDConflict = "ProductIDConflict"
+	// ReasonProductIDLimit : the namespace has claimed as many product IDs as it may.
+	ReasonProductIDLimit = "ProductIDLimit"
 	// ReasonFleetUnavailable : the product's devices cannot be read.
 	ReasonFleetUnavailable = "FleetUnavailable"
 )

@@ -24,6 +24,7 @@ var schemeBuilder = runtime.NewSchemeBuilder(func(s *runtime.Scheme) error {
 		&Product{}, &ProductList{},
 		&Device{}, &DeviceList{},
 		&TaskQuota{}, &TaskQuotaList{},
+		&ProductIDClaim{}, &ProductIDClaimList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

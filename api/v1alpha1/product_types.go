@@ -24,7 +24,8 @@ const DatabaseURLKey = "DATABASE_URL"
 type ProductSpec struct {
 	// productID is the first level of the topics of this product's devices: 1 to
 	// 32 letters and digits. All products share one broker, so an ID belongs to one
-	// Product in the whole cluster: the oldest one. Immutable.
+	// namespace in the whole cluster, the first that claims it (see ProductIDClaim), and
+	// there to the oldest Product. Immutable.
 	// +required
 	// +kubebuilder:validation:Pattern=`^[a-zA-Z0-9]{1,32}$`
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="field is immutable: create another product"

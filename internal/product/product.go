@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -88,15 +89,28 @@ func (f Finder) Lookup(ctx context.Context, namespace, productID string) (*v1alp
 	return Owner(list.Items), nil
 }
 
-// Namespace returns the namespace that a product ID belongs to, that of its Owner.
-// It returns "" if there is none.
+// Namespace returns the namespace that a product ID belongs to, if that has a Product
+// with it: "" if there is none. A claim decides; where an ID has none yet, as right after
+// an upgrade from a version without claims, only a Product that is Ready counts.
 func (f Finder) Namespace(ctx context.Context, productID string) (string, error) {
+	claim := &v1alpha1.ProductIDClaim{}
+	claimed := true
+	if err := f.Reader.Get(ctx, client.ObjectKey{Name: ClaimName(productID)}, claim); apierrors.IsNotFound(err) {
+		claimed = false
+	} else if err != nil {
+		return "", fmt.Errorf("read the claim of product ID %q: %w", productID, err)
+	}
 	var list v1alpha1.ProductList
-	if err := f.Reader.List(ctx, &list, client.MatchingFields{FieldProductID: productID}); err != nil {
+	if err := f.Reader.List(ctx, &list, client.InNamespace(claim.Spec.Namespace), client.MatchingFields{FieldProductID: productID}); err != nil {
 		return "", fmt.Errorf("list products with ID %q: %w", productID, err)
 	}
-	if owner := Owner(list.Items); owner != nil {
-		return owner.Namespace, nil
+	if claimed && claim.Spec.ProductID != productID {
+		return "", nil
+	}
+	for i := range list.Items {
+		if p := &list.Items[i]; p.DeletionTimestamp.IsZero() && (claimed || Ready(p)) {
+			return p.Namespace, nil
+		}
 	}
 	return "", nil
 }

@@ -103,8 +103,8 @@ func TestLookup(t *testing.T) {
 
 func TestNamespace(t *testing.T) {
 	env := testenv.Start(t)
-	older, younger := env.Namespace(t), env.Namespace(t)
-	id := "N" + strings.ReplaceAll(older, "-", "") // nobody else's, not even with -count
+	owner, other := env.Namespace(t), env.Namespace(t)
+	id := "N" + strings.ReplaceAll(owner, "-", "") // nobody else's, not even with -count
 	finder := product.Finder{Reader: env.Client}
 	create := func(namespace string) *v1alpha1.Product {
 		t.Helper()
@@ -121,16 +121,24 @@ func TestNamespace(t *testing.T) {
 		}
 	}
 	want("")
-	first := create(older)
-	want(older)
-	second := create(younger)
-	// Of one second, the UID decides.
-	if second.CreationTimestamp.Equal(&first.CreationTimestamp) && second.UID < first.UID {
-		older, younger, first = younger, older, second
-	}
-	want(older)
-	if err := env.Client.Delete(t.Context(), first); err != nil {
+	create(other)
+	want("") // nobody has said that it is its ID
+	p := create(owner)
+	p.Status.Conditions = testobj.Product("").Ready(metav1.ConditionTrue, "Test").Obj().Status.Conditions
+	if err := env.Client.Status().Update(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	want(younger)
+	want(owner) // as before there were claims
+	claim := &v1alpha1.ProductIDClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: product.ClaimName(id)},
+		Spec:       v1alpha1.ProductIDClaimSpec{ProductID: id, Namespace: owner},
+	}
+	if err := env.Client.Create(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	want(owner)
+	if err := env.Client.Delete(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	want("") // kept for the owner, who has no product, and not the other's
 }

@@ -136,15 +136,18 @@ func TestStormAtTheAPIServer(t *testing.T) {
 	env := testenv.Start(t)
 	broker := mqtttest.StartMosquitto(t)
 	p := fleet.Product{Namespace: env.Namespace(t), ProductID: product.ProductID}
-	owner := testobj.Product("p").In(p.Namespace).Obj()
-	if err := env.Client.Create(t.Context(), owner); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := env.Client.Delete(context.Background(), owner); err != nil {
-			t.Errorf("deleting the product: %v", err)
+	claim := &v1alpha1.ProductIDClaim{Spec: v1alpha1.ProductIDClaimSpec{ProductID: p.ProductID, Namespace: p.Namespace}}
+	claim.Name = productowner.ClaimName(p.ProductID)
+	for _, owner := range []kubeclient.Object{testobj.Product("p").In(p.Namespace).Obj(), claim} {
+		if err := env.Client.Create(t.Context(), owner); err != nil {
+			t.Fatal(err)
 		}
-	})
+		t.Cleanup(func() {
+			if err := env.Client.Delete(context.Background(), owner); err != nil {
+				t.Errorf("deleting the product: %v", err)
+			}
+		})
+	}
 	var names []string
 	for i := range 20 {
 		names = append(names, fmt.Sprint("d", i))
