@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -27,9 +26,9 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/executor"
+	"batchtask.dev/operator/internal/history"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
-	"batchtask.dev/operator/internal/schedule"
 	"batchtask.dev/operator/internal/taskid"
 	"batchtask.dev/operator/internal/validation"
 )
@@ -287,12 +286,11 @@ func (r *BatchTaskReconciler) reconcileFinished(ctx context.Context, task *v1alp
 	if err := r.observeGeneration(ctx, task); err != nil {
 		return retryConflict(err)
 	}
-	completed := task.CreationTimestamp
-	if task.Status.CompletionTime != nil {
-		completed = *task.Status.CompletionTime
+	ttl, ends := history.TTL(task)
+	if !ends {
+		return reconcile.Result{}, nil
 	}
-	left := schedule.Expiry(completed.Time, ptr.Deref(task.Spec.TTLSecondsAfterFinished, v1alpha1.DefaultTTLSecondsAfterFinished)).Sub(r.Clock.Now())
-	if left > 0 {
+	if left := history.Completed(task).Add(ttl).Sub(r.Clock.Now()); left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
 	logf.FromContext(ctx).Info("Deleting task, its ttlSecondsAfterFinished has passed")
@@ -317,9 +315,17 @@ func (r *BatchTaskReconciler) release(ctx context.Context, task *v1alpha1.BatchT
 }
 
 // observeGeneration keeps observedGeneration up with a finished task whose cancel
-// or ttlSecondsAfterFinished was changed: else kstatus would wait for ever.
-func (r *BatchTaskReconciler) observeGeneration(ctx context.Context, task *v1alpha1.BatchTask) error {
-	if task.Status.ObservedGeneration == task.Generation {
+// or ttlSecondsAfterFinished was changed: else kstatus would wait for ever. The cache
+// keeps only a part of a finished task, so what is written is made from the whole.
+func (r *BatchTaskReconciler) observeGeneration(ctx context.Context, stripped *v1alpha1.BatchTask) error {
+	if stripped.Status.ObservedGeneration == stripped.Generation {
+		return nil
+	}
+	task := &v1alpha1.BatchTask{}
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(stripped), task); err != nil {
+		return err
+	}
+	if task.UID != stripped.UID || task.Status.ObservedGeneration == task.Generation {
 		return nil
 	}
 	next := decision{status: *task.Status.DeepCopy()}

@@ -51,7 +51,7 @@ func newBehind(t *testing.T) *behind {
 	create(t, env, b.task)
 	b.BatchTaskReconciler = BatchTaskReconciler{
 		Gate: b.ledger, Executor: b.executor, Clock: clock.RealClock{}, Recorder: events.NewFakeRecorder(10),
-		Metrics: NewMetrics(prometheus.NewRegistry(), env.Client), Wake: &Wakeups{},
+		Metrics: NewMetrics(prometheus.NewRegistry()), Wake: &Wakeups{},
 		Client: interceptor.NewClient(env.Client, interceptor.Funcs{
 			Get: func(ctx context.Context, c client.WithWatch, name client.ObjectKey, object client.Object, options ...client.GetOption) error {
 				if task, ok := object.(*v1alpha1.BatchTask); ok {

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/retry"
 	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -193,9 +194,17 @@ func TestFinishedTask(t *testing.T) {
 	// A longer life changes the generation; the status follows, or kstatus would
 	// wait for ever.
 	op.patch(t, task, `{"spec":{"ttlSecondsAfterFinished":7200,"cancel":true}}`)
-	op.waitTask(t, client.ObjectKeyFromObject(task), "the status to follow", func(task *v1alpha1.BatchTask) bool {
+	followed := op.waitTask(t, client.ObjectKeyFromObject(task), "the status to follow", func(task *v1alpha1.BatchTask) bool {
 		return task.Generation == 2 && task.Status.ObservedGeneration == 2 && task.Status.Phase == v1alpha1.TaskPhaseDone && kstatusIs(t, task, "Current")
 	})
+	// What the cache does not keep of a finished task is not lost by that write.
+	done.Status.ObservedGeneration, done.Spec.Cancel, done.Spec.TTLSecondsAfterFinished = 2, true, ptr.To[int32](7200)
+	for i := range done.Status.Conditions {
+		done.Status.Conditions[i].ObservedGeneration = 2
+	}
+	if diff := cmp.Diff(done.Spec, followed.Spec) + cmp.Diff(done.Status, followed.Status) + cmp.Diff(done.Labels, followed.Labels); diff != "" {
+		t.Errorf("the task has changed (-before +after):\n%s", diff)
+	}
 	// Its time passes: an hour is not enough any more.
 	clk.SetTime(clk.Now().Add(2*time.Hour - 10*time.Second))
 	op.look(t, task)

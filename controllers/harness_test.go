@@ -20,6 +20,7 @@ import (
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
@@ -54,6 +55,8 @@ type settings struct {
 	clock   clock.PassiveClock
 	started func(executor.Task) executor.Progress
 	grace   time.Duration
+	// quarantine is none if it is not set.
+	quarantine time.Duration
 	// executor makes another executor than the stand-in.
 	executor func(t *testing.T, store fleet.Store, wake func(types.NamespacedName)) controllers.Executor
 }
@@ -71,6 +74,7 @@ func run(t *testing.T, set settings) *operator {
 	mgr, err := ctrl.NewManager(env.Config, ctrl.Options{
 		Scheme: testenv.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
+		Cache:      cache.Options{ByObject: map[client.Object]cache.ByObject{&v1alpha1.BatchTask{}: {Transform: controllers.StripFinished}}},
 	})
 	if err != nil {
 		t.Fatalf("making the manager: %v", err)
@@ -87,8 +91,8 @@ func run(t *testing.T, set settings) *operator {
 		ledger:   quota.NewLedger(env.Client, env.Client, set.clock),
 	}
 	parts := controllers.Parts{
-		Ledger: op.ledger, Store: store, Executor: op.executor, Wake: wake, Clock: set.clock, Grace: set.grace,
-		Metrics: controllers.NewMetrics(prometheus.NewRegistry(), mgr.GetClient()),
+		Ledger: op.ledger, Store: store, Executor: op.executor, Wake: wake, Clock: set.clock, Grace: set.grace, Quarantine: set.quarantine,
+		Metrics: controllers.NewMetrics(prometheus.NewRegistry()),
 	}
 	if set.executor != nil {
 		parts.Executor = set.executor(t, store, wake.Wake)

@@ -1,11 +1,9 @@
 package controllers
 
 import (
-	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
 )
@@ -27,11 +25,11 @@ type Metrics struct {
 	finished   *prometheus.CounterVec
 	startDelay prometheus.Histogram
 	runTime    *prometheus.HistogramVec
+	state      tally
 }
 
-// NewMetrics registers the metrics. Gauges are computed from the cache behind
-// reader when they are read.
-func NewMetrics(registry prometheus.Registerer, reader client.Reader) *Metrics {
+// NewMetrics registers the metrics. The gauges count from the moment of [Setup].
+func NewMetrics(registry prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		devices: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: MetricDevices, Help: "Devices that got a result, by result (succeeded, failed) and task type.",
@@ -48,7 +46,7 @@ func NewMetrics(registry prometheus.Registerer, reader client.Reader) *Metrics {
 			Buckets: []float64{.1, .5, 1, 5, 15, 60, 300, 1800, 3600, 14400, 43200, 86400},
 		}, []string{"type"}),
 	}
-	registry.MustRegister(m.devices, m.finished, m.startDelay, m.runTime, &stateCollector{reader: reader})
+	registry.MustRegister(m.devices, m.finished, m.startDelay, m.runTime, &m.state)
 	return m
 }
 
@@ -76,47 +74,23 @@ func (m *Metrics) observeStatus(before, after *v1alpha1.BatchTask, now time.Time
 	}
 }
 
-// stateCollector computes gauges from the cache when they are read.
-type stateCollector struct {
-	reader client.Reader
-}
-
 var (
 	tasksDesc = prometheus.NewDesc(MetricTasks, "Tasks that exist, by phase and type.", []string{"phase", "type"}, nil)
 	slotsDesc = prometheus.NewDesc(MetricActiveSlots, "Slots held by active tasks over all namespaces.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
-func (c *stateCollector) Describe(descs chan<- *prometheus.Desc) {
+func (*tally) Describe(descs chan<- *prometheus.Desc) {
 	descs <- tasksDesc
 	descs <- slotsDesc
 }
 
 // Collect implements prometheus.Collector.
-func (c *stateCollector) Collect(metrics chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) //nolint:forbidigo // the interface gives none; the cache answers from memory
-	defer cancel()
-	var tasks v1alpha1.BatchTaskList
-	if err := c.reader.List(ctx, &tasks, client.UnsafeDisableDeepCopy); err != nil {
-		metrics <- prometheus.NewInvalidMetric(tasksDesc, err)
-		return
+func (c *tally) Collect(metrics chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for kind, n := range c.tasks {
+		metrics <- prometheus.MustNewConstMetric(tasksDesc, prometheus.GaugeValue, float64(n), kind.phase, kind.taskType)
 	}
-	type key struct{ phase, taskType string }
-	count := map[key]int{}
-	for i := range tasks.Items {
-		count[key{string(tasks.Items[i].Status.Phase), string(tasks.Items[i].Spec.TaskType)}]++
-	}
-	for k, n := range count {
-		metrics <- prometheus.MustNewConstMetric(tasksDesc, prometheus.GaugeValue, float64(n), k.phase, k.taskType)
-	}
-	var quotas v1alpha1.TaskQuotaList
-	if err := c.reader.List(ctx, &quotas, client.UnsafeDisableDeepCopy); err != nil {
-		metrics <- prometheus.NewInvalidMetric(slotsDesc, err)
-		return
-	}
-	slots := 0
-	for i := range quotas.Items {
-		slots += len(quotas.Items[i].Status.Slots)
-	}
-	metrics <- prometheus.MustNewConstMetric(slotsDesc, prometheus.GaugeValue, float64(slots))
+	metrics <- prometheus.MustNewConstMetric(slotsDesc, prometheus.GaugeValue, float64(c.slots))
 }

@@ -32,6 +32,8 @@ type Parts struct {
 	Results func(context.Context) []fleet.Results
 	// Grace is how long a slot is kept whose task has not appeared.
 	Grace time.Duration
+	// Quarantine is how long a product ID is kept for a namespace whose product is gone.
+	Quarantine time.Duration
 }
 
 // Setup registers the reconcilers and the indexes they need.
@@ -42,14 +44,21 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 	if err := watchLedgers(ctx, mgr, parts.Ledger); err != nil {
 		return err
 	}
+	if err := parts.Metrics.state.watch(ctx, mgr.GetCache()); err != nil {
+		return err
+	}
 	recorder := mgr.GetEventRecorder("batchtask")
 	for name, reconciler := range map[string]interface{ SetupWithManager(mgr ctrl.Manager) error }{
 		"BatchTask": &BatchTaskReconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Gate: parts.Ledger, Executor: parts.Executor,
 			Clock: parts.Clock, Recorder: recorder, Metrics: parts.Metrics, Wake: parts.Wake,
 		},
-		"Product":   &ProductReconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder},
-		"TaskQuota": &TaskQuotaReconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Ledger: parts.Ledger, Executor: parts.Executor, Grace: parts.Grace},
+		"Product": &ProductReconciler{
+			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder, Quarantine: parts.Quarantine,
+		},
+		"history":        &HistoryReconciler{Client: mgr.GetClient()},
+		"ProductIDClaim": &ProductIDClaimReconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Clock: parts.Clock, Quarantine: parts.Quarantine},
+		"TaskQuota":      &TaskQuotaReconciler{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Ledger: parts.Ledger, Executor: parts.Executor, Grace: parts.Grace},
 	} {
 		if err := reconciler.SetupWithManager(mgr); err != nil {
 			return fmt.Errorf("set up the %s controller: %w", name, err)
@@ -79,9 +88,12 @@ func watchLedgers(ctx context.Context, mgr ctrl.Manager, ledger *quota.Ledger) e
 	return nil
 }
 
-// Index adds the cache indexes of spec.productID.
+// Index adds the cache indexes that the reconcilers need.
 func Index(ctx context.Context, mgr ctrl.Manager) error {
 	if err := product.Index(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	if err := product.IndexClaims(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err
 	}
 	byID := func(o client.Object) []string { return []string{o.(*v1alpha1.BatchTask).Spec.ProductID} } //nolint:forcetypeassert // indexed as such

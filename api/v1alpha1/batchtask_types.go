@@ -15,9 +15,10 @@ const (
 	TaskTypePublishMessage TaskType = "PublishMessage"
 )
 
-// DefaultTTLSecondsAfterFinished is how long a finished task is kept that does not
-// say it: 30 days.
-const DefaultTTLSecondsAfterFinished int32 = 2592000
+// LegacyTTLSecondsAfterFinished is how long a finished task is kept that the HTTP front
+// has made: 30 days. It was the default of all tasks once, so in others it counts as not
+// set.
+const LegacyTTLSecondsAfterFinished int32 = 2592000
 
 // TaskPhase is where a task stands. Phases only move forward, and a finished
 // phase (Done, Failed, Cancelled) never changes.
@@ -104,10 +105,13 @@ type BatchTaskSpec struct {
 	Cancel bool `json:"cancel"`
 
 	// ttlSecondsAfterFinished is how long the task is kept after it has finished,
-	// in seconds; then it is deleted. The default is 2592000 (30 days), the
-	// greatest value 315360000 (ten years); 0 deletes it at once.
+	// in seconds; then it is deleted. Without it the task is kept until somebody deletes
+	// it. At most 315360000 (ten years); 0 deletes it at once. Leave it out of tasks in
+	// Git: one that the operator deletes is applied again, and runs again. 2592000 was the
+	// default once and counts as not set; write 2592001 for 30 days. The oldest finished
+	// tasks that have it go earlier where there are more than spec.maxFinishedTasks of the
+	// TaskQuota.
 	// +optional
-	// +kubebuilder:default=2592000
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=315360000
 	TTLSecondsAfterFinished *int32 `json:"ttlSecondsAfterFinished,omitempty"`

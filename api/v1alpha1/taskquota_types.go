@@ -12,9 +12,17 @@ const (
 	// DefaultMaxActiveTasks is the limit of a namespace that sets none (CreateTask:
 	// an account may have five waiting and processing tasks).
 	DefaultMaxActiveTasks = 5
+
+	// DefaultMaxProductIDs is how many product IDs a namespace may claim that sets no limit.
+	DefaultMaxProductIDs int32 = 100
+
+	// DefaultMaxFinishedTasks is how many finished tasks with a TTL a namespace keeps that
+	// sets no limit, and DefaultMaxFinishedLegacyTasks how many of the HTTP front.
+	DefaultMaxFinishedTasks       int32 = 1000
+	DefaultMaxFinishedLegacyTasks int32 = 10000
 )
 
-// TaskQuotaSpec sets the limit.
+// TaskQuotaSpec sets the limits.
 type TaskQuotaSpec struct {
 	// maxActiveTasks is how many tasks of the namespace may be waiting or
 	// processing at once, 0 to 1000; the default is 5. Lowering it ends no task.
@@ -23,6 +31,33 @@ type TaskQuotaSpec struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000
 	MaxActiveTasks int32 `json:"maxActiveTasks"`
+
+	// maxProductIDs is how many product IDs the namespace may claim, 0 to 10000; the
+	// default is 100. IDs that are kept for it although their Product is gone count.
+	// Lowering it takes none away.
+	// +optional
+	// +kubebuilder:default=100
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10000
+	MaxProductIDs *int32 `json:"maxProductIDs,omitempty"`
+
+	// maxFinishedTasks is how many finished tasks that have a ttlSecondsAfterFinished are
+	// kept, 0 to 100000; the default is 1000. Where there are more, those that finished
+	// first are deleted before their time. Tasks without a ttlSecondsAfterFinished are
+	// neither counted nor deleted, and those of the HTTP front are counted apart.
+	// +optional
+	// +kubebuilder:default=1000
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100000
+	MaxFinishedTasks *int32 `json:"maxFinishedTasks,omitempty"`
+
+	// maxFinishedLegacyTasks is the same for tasks that the HTTP front has made, which are
+	// otherwise kept for 30 days; the default is 10000.
+	// +optional
+	// +kubebuilder:default=10000
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100000
+	MaxFinishedLegacyTasks *int32 `json:"maxFinishedLegacyTasks,omitempty"`
 }
 
 // TaskQuotaStatus is the ledger of slots.

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/mqtt"
 )
@@ -96,7 +97,10 @@ func (o *commonOptions) newManager(log logr.Logger, lease string, options ctrl.O
 	options.LeaseDuration, options.RenewDeadline, options.RetryPeriod = &o.leaseDuration, &o.renewDeadline, &o.retryPeriod
 	options.Cache = cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
-		ByObject:         map[client.Object]cache.ByObject{&v1alpha1.Device{}: {Transform: kube.StripDevice}},
+		ByObject: map[client.Object]cache.ByObject{
+			&v1alpha1.Device{}:    {Transform: kube.StripDevice},
+			&v1alpha1.BatchTask{}: {Transform: controllers.StripFinished},
+		},
 	}
 	return o.servingOptions.newManager(log, options)
 }

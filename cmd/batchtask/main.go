@@ -13,6 +13,7 @@ import (
 var version = ""
 
 func main() {
+	limitMemory()
 	root := &cobra.Command{
 		Use:           "batchtask",
 		Short:         "Batch tasks over MQTT device fleets on Kubernetes",

@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -23,7 +21,10 @@ import (
 	"batchtask.dev/operator/internal/quota"
 )
 
-// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,namespace=batchtask-system,verbs=get;create;update
+// To create cannot be granted by name, so it is granted alone.
+//
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,namespace=batchtask-system,verbs=create
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,resourceNames=batchtask-manager,namespace=batchtask-system,verbs=get;update
 // +kubebuilder:rbac:groups="",resources=events,namespace=batchtask-system,verbs=create;patch
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 // +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
@@ -47,11 +48,7 @@ func managerCommand() *cobra.Command {
 
 // runManager runs until stop ends, or the leader's Lease is lost.
 func runManager(stop context.Context, opts *managerOptions, log logr.Logger) error {
-	if os.Getenv("GOGC") == "" {
-		// A task leaves much garbage beside a small heap: collecting it half as often saves
-		// more processor time than it costs memory.
-		debug.SetGCPercent(200)
-	}
+	paceCollection(stop)
 	pool, err := opts.newPool(log)
 	if err != nil {
 		return err
@@ -88,8 +85,8 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 		return fmt.Errorf("add the MQTT connections: %w", err)
 	}
 	if err := controllers.Setup(running, mgr, controllers.Parts{
-		Ledger: ledger, Store: store, Executor: exec, Wake: wake, Clock: clk, Grace: opts.slotGrace, Results: databases.Results,
-		Metrics: controllers.NewMetrics(metrics.Registry, mgr.GetClient()),
+		Ledger: ledger, Store: store, Executor: exec, Wake: wake, Clock: clk, Grace: opts.slotGrace, Quarantine: opts.quarantine, Results: databases.Results,
+		Metrics: controllers.NewMetrics(metrics.Registry),
 	}); err != nil {
 		return err
 	}

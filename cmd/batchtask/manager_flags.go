@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/fleet/kube"
 	"batchtask.dev/operator/internal/mqtt"
@@ -39,6 +40,7 @@ type managerOptions struct {
 	drain          time.Duration
 	scheduleSkew   time.Duration
 	slotGrace      time.Duration
+	quarantine     time.Duration
 	shadowParallel int
 	resendLimit    int
 }
@@ -63,6 +65,7 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.DurationVar(&o.drain, "drain-timeout", executor.DefaultDrainTimeout, "how long a cancelled task, or the manager at its end, waits for acknowledgements")
 	flags.DurationVar(&o.scheduleSkew, "schedule-skew", schedule.DefaultSkew, "how far in the past a new task's scheduleTimeInSeconds may lie")
 	flags.DurationVar(&o.slotGrace, "slot-grace", quota.DefaultGrace, "how long a slot is kept for a task whose creation was not completed")
+	flags.DurationVar(&o.quarantine, "product-id-quarantine", controllers.DefaultQuarantine, "how long a product ID is kept for its namespace after its Product is gone")
 	flags.IntVar(&o.shadowParallel, "shadow-parallel", kube.DefaultConcurrency, "how many Device objects are updated at once")
 }
 
@@ -89,6 +92,9 @@ func (o *managerOptions) validate() error {
 		if d <= 0 {
 			return fmt.Errorf("--%s=%s: must be positive", name, d)
 		}
+	}
+	if o.quarantine < 0 {
+		return fmt.Errorf("--product-id-quarantine=%s: must not be negative", o.quarantine)
 	}
 	if o.scheduleSkew < 0 {
 		return fmt.Errorf("--schedule-skew=%s: must not be negative", o.scheduleSkew)

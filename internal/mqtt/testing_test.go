@@ -17,9 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // message is a Delivery that remembers how it was settled.
 type message struct {
-	source  string // the product
-	tenant  string
-	task    any
+	source  string
 	topic   string
 	payload []byte
 	dead    *atomic.Bool // shared by a group; nil lives for ever
@@ -29,7 +27,7 @@ type message struct {
 	group   *group
 }
 
-func (m *message) Source() Source  { return Source{Tenant: m.tenant, Product: m.source, Task: m.task} }
+func (m *message) Source() any     { return m.source }
 func (m *message) Topic() string   { return m.topic }
 func (m *message) Payload() []byte { return m.payload }
 func (m *message) Live() bool      { return m.dead == nil || !m.dead.Load() }

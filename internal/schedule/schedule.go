@@ -1,5 +1,5 @@
-// Package schedule holds the rules of time of a task: when it starts, until when
-// it may run, and when it is deleted. It is pure; whoever calls brings the time.
+// Package schedule holds the rules of time of a task: when it starts, and until when
+// it may run. It is pure; whoever calls brings the time.
 package schedule
 
 import (
@@ -54,11 +54,6 @@ func Deadline(start time.Time, maxExecutionTimeInSeconds int32) time.Time {
 		return start.Add(MaxExecution)
 	}
 	return start.Add(time.Duration(maxExecutionTimeInSeconds) * time.Second)
-}
-
-// Expiry returns when a task is to be deleted that finished at completed.
-func Expiry(completed time.Time, ttlSecondsAfterFinished int32) time.Time {
-	return completed.Add(time.Duration(ttlSecondsAfterFinished) * time.Second)
 }
 
 // End returns the moment at which a deadline that was read from a status is over.

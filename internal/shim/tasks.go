@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -71,6 +72,7 @@ func (t tasks) create(ctx context.Context, a account, request *qcloud.CreateTask
 			DeviceNameFilter:          request.DeviceNameFilter,
 			ScheduleTimeInSeconds:     min(request.ScheduleTimeInSeconds, maxSchedule),
 			MaxExecutionTimeInSeconds: request.MaxExecutionTimeInSeconds,
+			TTLSecondsAfterFinished:   ptr.To(v1alpha1.LegacyTTLSecondsAfterFinished),
 		},
 	}
 	if u := request.UpdateShadow; u != nil {

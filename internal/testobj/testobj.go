@@ -7,7 +7,6 @@ package testobj
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"batchtask.dev/operator/api/v1alpha1"
 )
@@ -27,7 +26,6 @@ func BatchTask(name string) *BatchTaskBuilder {
 			ProductID:                 ProductID,
 			DeviceNameFilter:          ".*",
 			MaxExecutionTimeInSeconds: 86400,
-			TTLSecondsAfterFinished:   ptr.To(v1alpha1.DefaultTTLSecondsAfterFinished),
 		},
 	}}
 }

@@ -141,7 +141,7 @@ func TestDefaults(t *testing.T) {
 		want    map[string]any // spec
 	}{
 		{"BatchTask", "task", spec(nil), spec(map[string]any{
-			"scheduleTimeInSeconds": int64(0), "maxExecutionTimeInSeconds": int64(86400), "cancel": false, "ttlSecondsAfterFinished": int64(2592000),
+			"scheduleTimeInSeconds": int64(0), "maxExecutionTimeInSeconds": int64(86400), "cancel": false,
 		})},
 		{
 			"Product", "product",
@@ -153,7 +153,9 @@ func TestDefaults(t *testing.T) {
 			map[string]any{"spec": map[string]any{"productID": "P", "deviceName": "D:1"}},
 			map[string]any{"spec": map[string]any{"productID": "P", "deviceName": "D:1"}},
 		},
-		{"TaskQuota", "default", map[string]any{}, map[string]any{"spec": map[string]any{"maxActiveTasks": int64(5)}}},
+		{"TaskQuota", "default", map[string]any{}, map[string]any{"spec": map[string]any{
+			"maxActiveTasks": int64(5), "maxProductIDs": int64(100), "maxFinishedTasks": int64(1000), "maxFinishedLegacyTasks": int64(10000),
+		}}},
 	} {
 		t.Run(tc.kind, func(t *testing.T) {
 			created := object(tc.kind, namespace, tc.name, tc.content)

@@ -31,6 +31,7 @@ import (
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -111,7 +112,7 @@ func RunWithGrace(t *testing.T, grace time.Duration, slots clock.PassiveClock) *
 		if i == 0 {
 			err = controllers.Setup(ctx, mgr, controllers.Parts{
 				Ledger: ledger, Store: store, Executor: s.Executor, Wake: wake, Clock: clock.RealClock{}, Grace: grace,
-				Metrics: controllers.NewMetrics(prometheus.NewRegistry(), mgr.GetClient()),
+				Metrics: controllers.NewMetrics(prometheus.NewRegistry()),
 			})
 		} else {
 			err = product.Index(ctx, mgr.GetFieldIndexer())
@@ -218,6 +219,7 @@ func newManager(t *testing.T, env *testenv.Env) ctrl.Manager {
 	mgr, err := ctrl.NewManager(env.Config, ctrl.Options{
 		Scheme: testenv.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller:    config.Controller{SkipNameValidation: ptr.To(true)},
+		Cache:         cache.Options{ByObject: map[client.Object]cache.ByObject{&v1alpha1.BatchTask{}: {Transform: controllers.StripFinished}}},
 		WebhookServer: replica{webhookserver.NewServer(webhookserver.Options{})},
 	})
 	if err != nil {
