@@ -156,7 +156,7 @@ func (c manyCase) measureFinished(ctx context.Context, env *localenv.Env) ([]fig
 	if err != nil {
 		return nil, err
 	}
-	progress(fmt.Sprintf("ready after %s, peak memory %s MiB", start, memory))
+	progress(fmt.Sprintf("ready after %s, peak memory %.0f MiB", m.readyAfter, memory.value))
 	name := fmt.Sprintf("%d finished tasks of %d KiB", c.finished, manyPayload>>10)
 	return []figure{
 		newFigure(name+", start of the manager to ready", "s", start).aiming(&aim{ofValue, atMost, 60}),
@@ -230,7 +230,7 @@ func (c manyCase) measureRunning(ctx context.Context, env *localenv.Env) ([]figu
 	if n := finished.Load(); n > 0 {
 		rate.err = errors.Join(rate.err, fmt.Errorf("%d of the tasks had finished: there are too few devices", n))
 	}
-	progress(fmt.Sprintf("%d running tasks: %s status writes a second", c.running, rate))
+	progress(fmt.Sprintf("%d running tasks: %.1f status writes a second", c.running, rate.value))
 	return []figure{newFigure(fmt.Sprintf("%d running tasks over %d devices, writes of their status", c.running, c.devices), "writes/s", rate).
 		aiming(&aim{ofValue, atMost, 100})}, nil
 }
