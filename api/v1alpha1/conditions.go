@@ -22,8 +22,8 @@ const (
 
 // Reasons of the events of a Secret that holds credentials.
 const (
-	// ReasonDuplicateSecretID : another Secret has the same secretId; neither is
-	// accepted.
+	// ReasonDuplicateSecretID : an older Secret of the namespace has the same secretId, so
+	// this one is not used.
 	ReasonDuplicateSecretID = "DuplicateSecretId"
 	// ReasonInvalidCredentials : secretId or secretKey is missing or not legal.
 	ReasonInvalidCredentials = "InvalidCredentials"

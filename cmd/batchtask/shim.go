@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -11,13 +10,9 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
-	corev1 "k8s.io/api/core/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
@@ -58,10 +53,7 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	}
 	defer func() { _ = listener.Close() }()
 	grace := opts.shutdownTimeout + 5*time.Second
-	mgr, err := opts.newManager(log, ctrl.Options{
-		GracefulShutdownTimeout: &grace,
-		Cache:                   cache.Options{ByObject: map[client.Object]cache.ByObject{&corev1.Secret{}: shim.SecretCache(opts.namespaces)}},
-	})
+	mgr, err := opts.newManager(log, ctrl.Options{GracefulShutdownTimeout: &grace})
 	if err != nil {
 		return err
 	}
@@ -71,8 +63,11 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	}
 	clk, counted := clock.RealClock{}, shim.NewMetrics(metrics.Registry)
 	accounts := shim.NewAccounts(counted)
-	synced, err := accounts.Watch(ctx, mgr.GetCache(), mgr.GetEventRecorder("batchtask-shim"))
+	synced, err := watchCredentials(logr.NewContext(ctx, log.WithName("credentials")), mgr, accounts, opts.namespaces)
 	if err != nil {
+		return err
+	}
+	if listener, err = opts.secure(ctx, listener, mgr, live); err != nil {
 		return err
 	}
 	pool, publisher, err := opts.broker(log)
@@ -82,10 +77,10 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	databases := opts.databases(live)
 	defer databases.Close()
 	handler := shim.NewHandler(shim.Options{
-		Client: live, Shadows: &router.Shadows{Products: live, Kubernetes: kube.NewShadows(live), Databases: databases}, Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight,
+		Client: live, Shadows: &router.Shadows{Products: live, Kubernetes: kube.NewShadows(live), Databases: databases}, Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight, Failures: opts.failures,
 		Log: log.WithName("access"), Metrics: counted,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{
-			Hosts: opts.hosts, Window: opts.clockWindow, MaxNonces: opts.maxNonces(), Limiter: shim.NewLimits(opts.rate, opts.burst, clk),
+			Hosts: opts.hosts, Window: opts.clockWindow, MaxNonces: opts.maxNonces(), Limiter: shim.NewLimits(opts.rate, opts.burst, clk), RequireSignedAction: opts.signAction,
 		}),
 	})
 	server := &manager.Server{
@@ -105,6 +100,15 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	if err := addChecks(mgr); err != nil {
 		return err
 	}
+	ready := func(*http.Request) error {
+		if !synced() {
+			return errors.New("the credentials have not been read yet")
+		}
+		return nil
+	}
+	if err := mgr.AddReadyzCheck("credentials", ready); err != nil {
+		return fmt.Errorf("add readiness check: %w", err)
+	}
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("shim: %w", err)
 	}
@@ -119,18 +123,7 @@ func (o *shimOptions) listen(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--bind-address=%s: %w", o.bindAddr, err)
 	}
-	if o.certFile == "" {
-		return listener, nil
-	}
-	certificate, err := certwatcher.New(o.certFile, o.keyFile)
-	if err != nil {
-		_ = listener.Close()
-		return nil, fmt.Errorf("--tls-cert-file and --tls-key-file: %w", err)
-	}
-	go func() { _ = certificate.Start(ctx) }() // it logs what goes wrong
-	return tls.NewListener(listener, &tls.Config{
-		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, GetCertificate: certificate.GetCertificate,
-	}), nil
+	return listener, nil
 }
 
 // broker returns the connections to the broker, as what they are and as what sends

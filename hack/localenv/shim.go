@@ -35,6 +35,8 @@ func (s *session) startShim(ctx context.Context, env *Env) (description string, 
 		args: append([]string{
 			"shim",
 			"--bind-address=" + address,
+			"--plain-http", // it listens on this machine alone, and clients of others need no certificate
+			"--all-namespaces",
 			"--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ShimFlags...),

@@ -124,8 +124,9 @@ func (c *Call) readForm(r *http.Request, contentType, boundary string) error {
 	c.token = c.params["Token"]
 	c.timestamp = parameter{"Timestamp", c.params["Timestamp"]}
 	c.nonce = c.params["Nonce"]
-	// Base64 knows no space: it is a "+" that was sent without encoding.
-	c.signature = strings.ReplaceAll(c.params["Signature"], " ", "+")
+	// Base64 ends in "=" here and knows no space: a line end behind it is what the client for
+	// Ruby writes, and a space inside is a "+" that was sent without encoding.
+	c.signature = strings.ReplaceAll(strings.TrimRight(c.params["Signature"], " \t\r\n"), " ", "+")
 	c.signatureMethod = c.params["SignatureMethod"]
 	return nil
 }

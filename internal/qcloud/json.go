@@ -10,9 +10,15 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth is how deep JSON may be nested. The deepest that an action takes is
-// three levels.
-const maxDepth = 32
+const (
+	// maxDepth is how deep JSON may be nested. The deepest that an action takes is
+	// three levels.
+	maxDepth = 32
+	// maxNodes is how many values a JSON text may hold, objects and arrays counted with
+	// what is in them. The most that an action takes is about ten; each costs some hundred
+	// bytes of memory, however short it is.
+	maxNodes = 1024
+)
 
 // parseObject reads exactly one JSON object. encoding/json alone would let pass
 // what makes two readers understand two things: of a key that stands twice it
@@ -32,7 +38,8 @@ func parseObject(text []byte) (map[string]any, error) {
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.UseNumber()
-	value, err := parseValue(decoder, 1)
+	nodes := maxNodes
+	value, err := parseValue(decoder, 1, &nodes)
 	if err != nil {
 		return nil, err
 	}
@@ -44,8 +51,11 @@ func parseObject(text []byte) (map[string]any, error) {
 }
 
 // parseValue reads the next value; level counts the objects and arrays around it,
-// and itself.
-func parseValue(decoder *json.Decoder, level int) (any, error) {
+// and itself; nodes is how many more values there may be.
+func parseValue(decoder *json.Decoder, level int, nodes *int) (any, error) {
+	if *nodes--; *nodes < 0 {
+		return nil, fmt.Errorf("must have at most %d values", maxNodes)
+	}
 	token, err := decoder.Token()
 	if err != nil {
 		return nil, fmt.Errorf("must be a JSON object: %w", err)
@@ -60,7 +70,7 @@ func parseValue(decoder *json.Decoder, level int) (any, error) {
 	object, array := map[string]any{}, []any{}
 	for decoder.More() {
 		if delim == '[' {
-			value, err := parseValue(decoder, level+1)
+			value, err := parseValue(decoder, level+1, nodes)
 			if err != nil {
 				return nil, err
 			}
@@ -75,7 +85,7 @@ func parseValue(decoder *json.Decoder, level int) (any, error) {
 		if _, exists := object[key]; exists {
 			return nil, fmt.Errorf("the key %q stands twice in one object", key)
 		}
-		if object[key], err = parseValue(decoder, level+1); err != nil {
+		if object[key], err = parseValue(decoder, level+1, nodes); err != nil {
 			return nil, err
 		}
 	}

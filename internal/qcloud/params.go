@@ -12,8 +12,10 @@ import (
 
 // Bounds of a call.
 const (
-	// MaxBytes is the largest body, and the largest query, of a call.
-	MaxBytes = 1 << 20
+	// MaxBytes is the largest body, and the largest query, of a call. A payload of 16 KiB
+	// that is nothing but quotation marks, in JSON that is itself in a string of JSON, takes
+	// 192 KiB percent-encoded.
+	MaxBytes = 256 << 10
 	// MaxParameters is how many parameters a call may have.
 	MaxParameters = 256
 	// MaxNameBytes is how long the name of a parameter may be.

@@ -53,7 +53,7 @@ func TestReplay(t *testing.T) {
 	wantRefused(t, v, testTime+300, "1", KindReplay) // still counts, though others were forgotten
 	clock.SetTime(time.Unix(testTime+2000, 0))
 	wantVerified(t, v, testTime+2000, "1")
-	if got := v.seen.callers[testID].count; got != 1 {
+	if got := v.seen.callers[pair{"account-of-" + testID, testID}].count; got != 1 {
 		t.Errorf("%d calls are remembered, want 1", got)
 	}
 }
@@ -89,7 +89,8 @@ func TestReplayMemoryIsBounded(t *testing.T) {
 	wantRefused(t, v, testTime, "4", KindRateLimited)
 	wantRefused(t, v, testTime, "1", KindReplay) // nothing that counts was forgotten
 	// Another caller is not concerned.
-	if err := v.seen.add("AKIDother", testTime, 1, testTime-300, func() error { return nil }); err != nil {
+	other := pair{"account-of-AKIDother", "AKIDother"}
+	if _, err := v.seen.add(other, testTime, markOfNonce(1), nil, testTime-300, func() error { return nil }); err != nil {
 		t.Errorf("another SecretId: %v", err)
 	}
 	// One has expired, so there is room for one.
@@ -104,7 +105,7 @@ func TestReplayMemoryIsBounded(t *testing.T) {
 	// After everything has expired nothing is kept, of idle callers either.
 	clock.SetTime(time.Unix(testTime+1000, 0))
 	wantVerified(t, v, testTime+1000, "7")
-	if len(v.seen.callers) != 1 || v.seen.callers[testID].count != 1 {
+	if len(v.seen.callers) != 1 || v.seen.callers[pair{"account-of-" + testID, testID}].count != 1 {
 		t.Errorf("remembered: %v", v.seen.callers)
 	}
 }

@@ -132,7 +132,11 @@ func (c *Call) fields() (object, error) {
 		return object{fields: fields}, nil
 	}
 	tasks := c.Version.Parameter("tasks")
-	fields, err := nest(c.params, tasks)
+	params, err := c.dotted()
+	if err != nil {
+		return object{}, err
+	}
+	fields, err := nest(params, tasks)
 	if err != nil {
 		return object{}, err
 	}
@@ -143,6 +147,26 @@ func (c *Call) fields() (object, error) {
 		}
 	}
 	return object{fields: fields}, nil
+}
+
+// dotted returns the parameters with "." in the names of V2 where callers may write "_" as
+// well: the signature is the same, so whoever passes a call on may put the one for the other,
+// and both must mean the same.
+func (c *Call) dotted() (map[string]string, error) {
+	if c.Version != V2 {
+		return c.params, nil
+	}
+	all := make(map[string]string, len(c.params))
+	for name, value := range c.params {
+		if inner := dots(name); strings.HasPrefix(inner, "tasks.") {
+			name = inner
+		}
+		if _, exists := all[name]; exists {
+			return nil, Errorf(KindInvalidParameter, name, `is given twice, with "." and with "_"`)
+		}
+		all[name] = value
+	}
+	return all, nil
 }
 
 // nest returns the parameters, with those of the form "root.a.b" as an object

@@ -76,9 +76,9 @@ type CancelTaskResult struct{}
 // version. requestID is a UUID; V2 has no place for it.
 func WriteResult(w http.ResponseWriter, v Version, requestID string, result Result) error {
 	if v == V2 {
-		return write(w, result.v2(outcomeV2{CodeDesc: "Success"}))
+		return write(w, v, result.v2(outcomeV2{CodeDesc: "Success"}))
 	}
-	return write(w, envelopeV3{Response: result.v3(requestID)})
+	return write(w, v, envelopeV3{Response: result.v3(requestID)})
 }
 
 // WriteError answers a call that failed: HTTP 200 as well (clients take any other
@@ -88,22 +88,33 @@ func WriteError(w http.ResponseWriter, v Version, requestID string, err error) e
 	e := AsError(err)
 	c := e.codes()
 	if v == V2 {
-		return write(w, dataV2{e.Data, outcomeV2{Message: e.Message(V2), CodeDesc: c.desc, Code: c.public}})
+		return write(w, v, dataV2{e.Data, outcomeV2{Message: e.Message(V2), CodeDesc: c.desc, Code: c.public}})
 	}
-	return write(w, envelopeV3{Response: failureV3{
+	return write(w, v, envelopeV3{Response: failureV3{
 		Error:     errorV3{Code: c.v3, Message: e.Message(V3)},
 		RequestID: requestID,
 	}})
 }
 
-func write(w http.ResponseWriter, answer any) error {
+// contentType is that of answers. Clients of V3 look for an error only in what is exactly
+// application/json, and take anything else, a charset too, for a success without fields. No
+// client of V2 looks, and the libraries below some take a text without a charset for Latin
+// letters.
+func contentType(v Version) string {
+	if v == V3 {
+		return "application/json"
+	}
+	return "application/json; charset=utf-8"
+}
+
+func write(w http.ResponseWriter, v Version, answer any) error {
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
 	encoder.SetEscapeHTML(false) // answers are read by programs and people, not by browsers
 	if err := encoder.Encode(answer); err != nil {
 		return fmt.Errorf("encode an answer: %w", err)
 	}
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Type", contentType(v))
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if _, err := w.Write(body.Bytes()); err != nil {
 		return fmt.Errorf("write an answer: %w", err)

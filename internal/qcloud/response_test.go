@@ -72,7 +72,7 @@ func written(t *testing.T, v Version, err error) string {
 	if err := WriteError(w, v, "b5b41468-520d-4192-b42f-595cc34b6c1c", err); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := w.Header().Get("Content-Type"), "application/json; charset=utf-8"; got != want {
+	if got, want := w.Header().Get("Content-Type"), contentType(v); got != want {
 		t.Errorf("Content-Type %q, want %q", got, want)
 	}
 	return w.Body.String()

@@ -7,6 +7,8 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"hash"
+	"io"
+	"iter"
 	"net/http"
 	"slices"
 	"strings"
@@ -29,8 +31,15 @@ func StringToSign(method, host, path string, params map[string]string) string {
 // Sign returns the signature of a text: its HMAC in Base64. Any method but
 // HmacSHA256 is HmacSHA1.
 func Sign(method, secretKey, text string) string {
+	return signParts(method, secretKey, text)
+}
+
+// signParts signs a text that is given in parts, without joining them.
+func signParts(method, secretKey string, parts ...string) string {
 	mac := hmac.New(hashOf(method), []byte(secretKey))
-	mac.Write([]byte(text))
+	for _, part := range parts {
+		_, _ = io.WriteString(mac, part)
+	}
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
@@ -88,56 +97,63 @@ func signedParameters(params map[string]string, write func(string) string, leave
 	return b.String()
 }
 
-// verifyForm checks the signature of V2 in each form that clients give it: for
-// every host that the caller may have meant, with names rewritten or not and, in
-// a POST to V2, with and without the values that begin with "@".
+// verifyForm returns the candidates that made the signature of V2, in any form that
+// clients give it: for every host that the caller may have meant, with names rewritten or
+// not and, in a POST to V2, with and without the values that begin with "@".
 //
 // Values are not encoded in the signed text, so one text can be cut into
 // parameters in several ways. That is the API's; what it costs is bounded by the
 // replay guard, and TLS.
-func (c *Call) verifyForm(secretKey string, hosts []string) error {
+func (c *Call) verifyForm(candidates []Candidate, hosts []string) ([]Candidate, error) {
 	switch c.signatureMethod {
 	case "", HmacSHA1, HmacSHA256:
 	default:
-		return Errorf(KindSignatureFailure, "SignatureMethod", "must be %s or %s", HmacSHA1, HmacSHA256)
+		return nil, Errorf(KindSignatureFailure, "SignatureMethod", "must be %s or %s", HmacSHA1, HmacSHA256)
 	}
-	if c.signed(secretKey, hosts, nil) {
-		return nil
+	effort := maxEffort
+	matching, err := match(c.forms(hosts, nil), candidates, &effort)
+	if err == nil {
+		return matching, nil
 	}
 	// Clients take such a value for the name of a file to be sent.
 	files := c.fileParameters()
-	if len(files) == 0 || !c.signed(secretKey, hosts, files) {
-		return Errorf(KindSignatureFailure, "", "the signature does not match")
+	if len(files) == 0 {
+		return nil, err
+	}
+	if matching, err = match(c.forms(hosts, files), candidates, &effort); err != nil {
+		return nil, err
 	}
 	// Whoever passes the call on can change or add these. Those that mean nothing
 	// here do no harm.
 	for _, name := range files {
 		if meaningful(name) {
-			return Errorf(KindSignatureFailure, name, `begins with "@" and is not signed by this client: send it with GET, or with another client`)
+			return nil, Errorf(KindSignatureFailure, name, `begins with "@" and is not signed by this client: send it with GET, or with another client`)
 		}
 	}
-	return nil
+	return matching, nil
 }
 
-// signed reports whether the signature is that of the parameters without those
-// left out, in any form.
-func (c *Call) signed(secretKey string, hosts, leaveOut []string) bool {
-	var texts []string
-	for _, write := range []func(string) string{dots, asSent, allDots, innerDots} {
-		text := signedParameters(c.params, write, leaveOut)
-		// Without a "_" in a name, which is the rule, all forms are one.
-		if !slices.Contains(texts, text) {
+// forms are those of the parameters without the ones left out.
+func (c *Call) forms(hosts, leaveOut []string) iter.Seq[variant] {
+	return func(yield func(variant) bool) {
+		var texts []string
+		for _, write := range []func(string) string{dots, asSent, allDots, innerDots} {
+			text := signedParameters(c.params, write, leaveOut)
+			// Without a "_" in a name, which is the rule, all forms are one.
+			if slices.Contains(texts, text) {
+				continue
+			}
 			texts = append(texts, text)
-		}
-	}
-	for _, text := range texts {
-		for _, host := range hosts {
-			if sameText(Sign(c.signatureMethod, secretKey, c.method+host+c.Version.Path()+"?"+text), c.signature) {
-				return true
+			for _, host := range hosts {
+				signs := func(secretKey string) bool {
+					return sameText(signParts(c.signatureMethod, secretKey, c.method, host, c.Version.Path(), "?", text), c.signature)
+				}
+				if !yield(variant{bytes: len(text) + len(host), by: signs}) {
+					return
+				}
 			}
 		}
 	}
-	return false
 }
 
 // fileParameters returns the parameters that clients leave out when they sign a
@@ -165,6 +181,6 @@ func meaningful(name string) bool {
 		"deviceName", "state", "version", "prefix", "topic", "payload", "qos", "payloadEncoding":
 		return true
 	default:
-		return strings.HasPrefix(name, "tasks.")
+		return strings.HasPrefix(dots(name), "tasks.")
 	}
 }

@@ -256,10 +256,10 @@ func FuzzStringToSign(f *testing.F) {
 				Version: V2, method: method, params: params,
 				signature: Sign(HmacSHA1, testKey, text), signatureMethod: HmacSHA1,
 			}
-			if err := call.verifyForm(testKey, []string{"other", testHost}); err != nil {
+			if _, err := call.verifyForm([]Candidate{{SecretKey: testKey}}, []string{"other", testHost}); err != nil {
 				t.Fatalf("%q: %v", text, err)
 			}
-			if err := call.verifyForm("other", []string{testHost}); err == nil {
+			if _, err := call.verifyForm([]Candidate{{SecretKey: "other"}}, []string{testHost}); err == nil {
 				t.Fatalf("%q: accepted with another key", text)
 			}
 			for name, value := range params {
@@ -271,7 +271,7 @@ func FuzzStringToSign(f *testing.F) {
 				altered[name] = value[:i] + string(value[i]^1) + value[i+1:]
 				call := *call
 				call.params = altered
-				if err := call.verifyForm(testKey, []string{testHost}); err == nil {
+				if _, err := call.verifyForm([]Candidate{{SecretKey: testKey}}, []string{testHost}); err == nil {
 					t.Fatalf("%q: accepted with %s=%q", text, name, altered[name])
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"net/http"
 	"regexp"
 	"slices"
@@ -33,6 +34,9 @@ type authorization struct {
 var (
 	signaturePattern  = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	headerNamePattern = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+	// servicePattern takes what may stand before the first dot of an endpoint, also an
+	// address with a port: the clients for Java and Node.js sign that as the service.
+	servicePattern = regexp.MustCompile(`^[A-Za-z0-9._:\[\]-]{1,255}$`)
 )
 
 // parseAuthorization reads a header of the form
@@ -59,6 +63,9 @@ func parseAuthorization(header string) (*authorization, error) {
 	scope := strings.Split(fields["Credential"], "/")
 	if len(scope) != 4 || slices.Contains(scope, "") || scope[3] != terminatorTC3 {
 		return fault("Credential must be SecretId/date/service/%s", terminatorTC3)
+	}
+	if !servicePattern.MatchString(scope[2]) {
+		return fault("the service in Credential must be 1 to 255 letters, digits and any of . _ : [ ] -")
 	}
 	if !signaturePattern.MatchString(fields["Signature"]) {
 		return fault("Signature must be 64 lower-case hexadecimal digits")
@@ -110,54 +117,77 @@ func (c *Call) readTC3(r *http.Request, contentType string) error {
 	return nil
 }
 
-// verifyTC3 checks the signature of a call that was sent at timestamp (Unix
-// seconds) against each host that the caller may have meant.
-func (c *Call) verifyTC3(secretKey, service string, hosts []string, timestamp int64) error {
+// verifyTC3 returns the candidates that made the signature of a call that was sent at
+// timestamp (Unix seconds), for any host that the caller may have meant. The service in the
+// scope is what the client takes the server for: it is part of what is signed, so it may be
+// any.
+func (c *Call) verifyTC3(candidates []Candidate, hosts []string, timestamp int64) ([]Candidate, error) {
 	auth := c.authorization
-	if auth.service != service {
-		return Errorf(KindSignatureFailure, "Authorization", "the service in Credential must be %q", service)
-	}
 	// Keys are made for a day: one of another day would make the scope worthless.
 	if date := time.Unix(timestamp, 0).UTC().Format(dateLayoutTC3); auth.date != date {
-		return Errorf(KindSignatureFailure, "Authorization", "the date in Credential must be that of %s in UTC: %s", c.timestamp.name, date)
+		return nil, Errorf(KindSignatureFailure, "Authorization", "the date in Credential must be that of %s in UTC: %s", c.timestamp.name, date)
 	}
 	for _, name := range auth.signedHeaders {
 		if name != "host" && len(c.header.Values(name)) != 1 {
-			return Errorf(KindSignatureFailure, "Authorization", "the signed header %s must be there once", name)
+			return nil, Errorf(KindSignatureFailure, "Authorization", "the signed header %s must be there once", name)
 		}
 	}
-	bodyHash := sha256.Sum256(c.body)
-	for _, host := range hosts {
-		// The documents put the values in lower case, as in "x-tc-action:createtask";
-		// clients sign them as they send them.
-		for _, write := range []func(string) string{strings.ToLower, func(value string) string { return value }} {
-			var headers strings.Builder
-			for _, name := range auth.signedHeaders {
-				value := host
-				if name != "host" {
-					value = c.header.Get(name)
+	effort := maxEffort
+	return match(c.formsTC3(hosts, timestamp), candidates, &effort)
+}
+
+// formsTC3 are those of a call that was sent at timestamp. The canonical request is hashed
+// once for all keys, so what each key costs is a few short hashes, whatever was sent; and there
+// are at most twice as many forms as hosts.
+func (c *Call) formsTC3(hosts []string, timestamp int64) iter.Seq[variant] {
+	return func(yield func(variant) bool) {
+		auth := c.authorization
+		bodyHash := sha256.Sum256(c.body)
+		var tried []string
+		for _, host := range hosts {
+			// The documents put the values in lower case, as in "x-tc-action:createtask";
+			// clients sign them as they send them.
+			for _, write := range []func(string) string{strings.ToLower, func(value string) string { return value }} {
+				var headers strings.Builder
+				for _, name := range auth.signedHeaders {
+					value := host
+					if name != "host" {
+						value = c.header.Get(name)
+					}
+					headers.WriteString(name + ":" + write(strings.TrimSpace(value)) + "\n")
 				}
-				headers.WriteString(name + ":" + write(strings.TrimSpace(value)) + "\n")
-			}
-			canonical := strings.Join([]string{
-				c.method, V3.Path(), c.query, headers.String(),
-				strings.Join(auth.signedHeaders, ";"), hex.EncodeToString(bodyHash[:]),
-			}, "\n")
-			if sameText(auth.sign(secretKey, timestamp, canonical), auth.signature) {
-				return nil
+				if slices.Contains(tried, headers.String()) {
+					continue
+				}
+				tried = append(tried, headers.String())
+				text := auth.text(timestamp, strings.Join([]string{
+					c.method, V3.Path(), c.query, headers.String(),
+					strings.Join(auth.signedHeaders, ";"), hex.EncodeToString(bodyHash[:]),
+				}, "\n"))
+				signs := func(secretKey string) bool { return sameText(auth.signText(secretKey, text), auth.signature) }
+				if !yield(variant{bytes: 4 * perHash, by: signs}) {
+					return
+				}
 			}
 		}
 	}
-	return Errorf(KindSignatureFailure, "", "the signature does not match")
 }
 
 // sign returns the signature of a canonical request, in hexadecimal.
 func (a *authorization) sign(secretKey string, timestamp int64, canonical string) string {
+	return a.signText(secretKey, a.text(timestamp, canonical))
+}
+
+// text returns what is signed of a canonical request.
+func (a *authorization) text(timestamp int64, canonical string) string {
 	hash := sha256.Sum256([]byte(canonical))
-	text := strings.Join([]string{
+	return strings.Join([]string{
 		algorithmTC3, strconv.FormatInt(timestamp, 10),
 		a.date + "/" + a.service + "/" + terminatorTC3, hex.EncodeToString(hash[:]),
 	}, "\n")
+}
+
+func (a *authorization) signText(secretKey, text string) string {
 	key := []byte("TC3" + secretKey)
 	for _, step := range []string{a.date, a.service, terminatorTC3, text} {
 		mac := hmac.New(sha256.New, key)

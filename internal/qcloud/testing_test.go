@@ -25,9 +25,12 @@ const (
 
 type keys map[string]string
 
-func (k keys) Lookup(secretID string) (secretKey, account string, ok bool) {
+func (k keys) Lookup(secretID string) []Candidate {
 	key, ok := k[secretID]
-	return key, "account-of-" + secretID, ok
+	if !ok {
+		return nil
+	}
+	return []Candidate{{Account: "account-of-" + secretID, SecretKey: key}}
 }
 
 func newTestVerifier(options Options) (*Verifier, *testingclock.FakePassiveClock) {

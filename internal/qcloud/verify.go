@@ -1,6 +1,7 @@
 package qcloud
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -16,7 +17,8 @@ const (
 	// DefaultMaxNonces is enough for 100 calls a second of one SecretId over twice
 	// the default window.
 	DefaultMaxNonces = 1 << 16
-	// DefaultService is the service in the scope of a TC3 signature.
+	// DefaultService is the service in the scope of the TC3 signature of most clients;
+	// any is accepted.
 	DefaultService = "iotcloud"
 )
 
@@ -26,18 +28,30 @@ func DefaultHosts() []string {
 	return []string{"iotcloud.api.qcloud.com", "iotcloud.tencentcloudapi.com"}
 }
 
-// Credentials finds the key that belongs to a SecretId.
+// Candidate is a pair of credentials that a call may have been signed with.
+type Candidate struct {
+	// Account is whose pair it is.
+	Account string
+	// Name tells the log which pair it is; callers never see it.
+	Name string
+	// SecretKey signs.
+	SecretKey string
+}
+
+// Credentials finds the pairs of credentials that have a SecretId. Several accounts may
+// have one with the same: anybody can copy a SecretId, and only the key says who calls.
 type Credentials interface {
-	// Lookup returns the key and the account of a SecretId; ok is false if it is not
-	// known, or not unique. It must not block and may be called concurrently.
-	Lookup(secretID string) (secretKey, account string, ok bool)
+	// Lookup returns the pairs with a SecretId, at most one of an account, the oldest
+	// first; none if the SecretId is not known. The first 16 count. It must not block and
+	// may be called concurrently.
+	Lookup(secretID string) []Candidate
 }
 
 // Limiter bounds the rate of calls.
 type Limiter interface {
-	// Allow reports whether a call of the SecretId may go on, and counts it. It may
+	// Allow reports whether a call of the account may go on, and counts it. It may
 	// be called concurrently and must not block.
-	Allow(secretID string) bool
+	Allow(account string) bool
 }
 
 // Options are the settings of a [Verifier]. The zero value of each stands for its
@@ -46,8 +60,6 @@ type Options struct {
 	// Hosts are the hosts that a call may be signed for, tried in this order, besides
 	// the Host of the request; the default is [DefaultHosts].
 	Hosts []string
-	// Service is the service in the scope of a TC3 signature ([DefaultService]).
-	Service string
 	// Window is how far a Timestamp may differ from the clock, either way, in whole
 	// seconds ([DefaultWindow]).
 	Window time.Duration
@@ -57,6 +69,9 @@ type Options struct {
 	// Limiter is asked about calls whose signature is good and that are no replay,
 	// so that nobody uses up the rate of another. The default is no limit.
 	Limiter Limiter
+	// RequireSignedAction refuses calls with TC3 that do not have x-tc-action among their
+	// signed headers. Most clients sign no more than Content-Type and Host.
+	RequireSignedAction bool
 }
 
 // Caller is who makes a call.
@@ -65,27 +80,32 @@ type Caller struct {
 	SecretID string
 	// Account is the account they belong to.
 	Account string
+	// Outcome must be settled with what becomes of the call; nil where nobody asks.
+	Outcome *Outcome
+	// Earlier, unless nil, is the outcome of an equal call that was made before: this one
+	// is answered with it and not carried out.
+	Earlier *Outcome
 }
 
-// Verifier decides whether a call comes from whom it says. It remembers SecretId,
-// Timestamp and Nonce of the calls it has accepted for as long as the Timestamp
-// is accepted. Only calls with a good signature are remembered, and for each
-// SecretId at most MaxNonces: then further calls of this SecretId, and of no
+// Verifier decides whether a call comes from whom it says. It remembers Timestamp and
+// Nonce, or with TC3 the signature, of the calls it has accepted for as long as the Timestamp
+// is accepted. Only calls with a good signature are remembered, and for each pair of
+// credentials at most MaxNonces: then further calls with this pair, and with no
 // other, are refused as RateLimited until the oldest have expired. To forget one
 // that still counts would let it be replayed; to share one memory would let an
 // account shut out the others. So memory is bounded by the number of
-// credentials, about 1.5 MB for each that makes 100 calls a second.
+// credentials, about 3 MB for each that makes 100 calls a second.
 //
 // A call is remembered by the process that saw it, until it ends. A TC3 signature
-// has no Nonce, and two equal calls within a second have equal signatures, so
-// those are not recognised.
+// has no Nonce, and two equal calls within a second have equal signatures: see
+// [Caller.Earlier].
 //
 // A Verifier may be used concurrently.
 type Verifier struct {
 	credentials Credentials
 	clock       clock.PassiveClock
 	options     Options
-	seen        *nonces
+	seen        *calls
 }
 
 // NewVerifier returns a Verifier that finds keys in credentials and the time on clock.
@@ -93,16 +113,13 @@ func NewVerifier(credentials Credentials, clock clock.PassiveClock, options Opti
 	if options.Hosts == nil {
 		options.Hosts = DefaultHosts()
 	}
-	if options.Service == "" {
-		options.Service = DefaultService
-	}
 	if options.Window == 0 {
 		options.Window = DefaultWindow
 	}
 	if options.MaxNonces == 0 {
 		options.MaxNonces = DefaultMaxNonces
 	}
-	return &Verifier{credentials: credentials, clock: clock, options: options, seen: newNonces(options.MaxNonces)}
+	return &Verifier{credentials: credentials, clock: clock, options: options, seen: newCalls(options.MaxNonces)}
 }
 
 // Verify returns who makes the call. Errors are of kind Token, MissingParameter,
@@ -131,42 +148,67 @@ func (v *Verifier) Verify(call *Call) (Caller, error) {
 			return Caller{}, err
 		}
 	}
-	key, account, ok := v.credentials.Lookup(call.SecretID)
-	if !ok {
-		return Caller{}, Errorf(KindSecretIDNotFound, "SecretId", "is not known")
-	}
 	sent := int64(timestamp) //nolint:gosec // parsed as 63 bits
-	if call.authorization != nil {
-		err = call.verifyTC3(key, v.options.Service, v.hosts(call), sent)
-	} else {
-		err = call.verifyForm(key, v.hosts(call))
-	}
+	account, err := v.whose(call, sent)
 	if err != nil {
 		return Caller{}, err
 	}
-	if err := v.admit(call, sent, nonce); err != nil {
+	caller := Caller{SecretID: call.SecretID, Account: account}
+	m := markOfNonce(nonce)
+	if call.authorization != nil {
+		m, caller.Outcome = markOfSignature(call.authorization.signature), newOutcome(call.Action)
+	}
+	if caller.Earlier, err = v.admit(call, caller, sent, m); err != nil {
 		return Caller{}, err
 	}
-	return Caller{SecretID: call.SecretID, Account: account}, nil
+	if caller.Earlier != nil {
+		caller.Outcome = nil
+	}
+	return caller, nil
 }
 
-// admit applies what depends on the time.
-func (v *Verifier) admit(call *Call, sent int64, nonce uint64) error {
+// whose returns the account that signed the call.
+func (v *Verifier) whose(call *Call, sent int64) (account string, err error) {
+	candidates := v.credentials.Lookup(call.SecretID)
+	candidates = candidates[:min(len(candidates), maxCandidates)]
+	if len(candidates) == 0 {
+		return "", Errorf(KindSecretIDNotFound, "SecretId", "is not known")
+	}
+	if call.authorization != nil {
+		if v.options.RequireSignedAction && !slices.Contains(call.authorization.signedHeaders, "x-tc-action") {
+			return "", Errorf(KindSignatureFailure, "Authorization", "SignedHeaders must have x-tc-action: this server demands that the action is signed")
+		}
+		candidates, err = call.verifyTC3(candidates, v.hosts(call), sent)
+	} else {
+		candidates, err = call.verifyForm(candidates, v.hosts(call))
+	}
+	switch {
+	case err != nil:
+		return "", err
+	case len(candidates) > 1:
+		// Who has the key may know this much, and no more.
+		refusal := Errorf(KindSignatureFailure, "SecretId", "is not yours alone, nor is its key: the log of the server names the others")
+		refusal.Err = fmt.Errorf("the call is signed with credentials that %s and %s have both: change those of one", candidates[0].Name, candidates[1].Name)
+		return "", refusal
+	}
+	return candidates[0].Account, nil
+}
+
+// admit applies what depends on the time. It returns the outcome of an equal call that was
+// made before, if this one is to be answered with that.
+func (v *Verifier) admit(call *Call, caller Caller, sent int64, m mark) (*Outcome, error) {
 	now, window := v.clock.Now().Unix(), int64(v.options.Window/time.Second)
 	oldest := now - window
 	if sent < oldest || sent > now+window {
-		return Errorf(KindExpired, call.timestamp.name, "must be within %d seconds of the server's time, %d", window, now)
+		return nil, Errorf(KindExpired, call.timestamp.name, "must be within %d seconds of the server's time, %d", window, now)
 	}
 	allow := func() error {
-		if v.options.Limiter != nil && !v.options.Limiter.Allow(call.SecretID) {
+		if v.options.Limiter != nil && !v.options.Limiter.Allow(caller.Account) {
 			return Errorf(KindRateLimited, "", "slow down")
 		}
 		return nil
 	}
-	if call.authorization != nil {
-		return allow()
-	}
-	return v.seen.add(call.SecretID, sent, nonce, oldest, allow)
+	return v.seen.add(pair{caller.Account, caller.SecretID}, sent, m, caller.Outcome, oldest, allow)
 }
 
 // hosts returns the hosts that the call may be signed for.

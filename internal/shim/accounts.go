@@ -2,7 +2,10 @@ package shim
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,19 +21,25 @@ const (
 	maxSecretKey = 1024
 )
 
-// Accounts knows which SecretId belongs to which account. It is fed with Secrets,
+// maxCandidates is how many pairs with one SecretId are used, of as many namespaces.
+const maxCandidates = 16
+
+// Accounts knows the credentials of each account, by their SecretId. It is fed with Secrets,
 // and is safe for concurrent use.
 //
-// A SecretId is accepted while exactly one Secret has it. Were the first of two to
-// win, then whoever reads a SecretId in a log could put up a Secret with it before
-// the owner's is made anew, and take the calls for its own account.
+// Whoever may write Secrets in a namespace can copy the SecretId of another, so a SecretId says
+// nothing about whose call it is: the key does. Of each namespace the oldest Secret with a
+// SecretId is used, of at most 16 namespaces the oldest. What has become of a Secret its own
+// namespace is told, and nothing about another's.
 type Accounts struct {
 	metrics *Metrics
 
-	mu      sync.RWMutex
-	pairs   map[types.NamespacedName]pair                // by Secret
-	holders map[string]map[types.NamespacedName]struct{} // the Secrets that have a SecretId
-	invalid map[types.NamespacedName]string              // what is wrong with a Secret
+	mu         sync.RWMutex
+	pairs      map[types.NamespacedName]pair                // by Secret
+	holders    map[string]map[types.NamespacedName]struct{} // the Secrets that have a SecretId
+	candidates map[string][]qcloud.Candidate                // those that are used
+	accepted   int                                          // all candidates
+	invalid    map[types.NamespacedName]string              // what is wrong with a Secret
 }
 
 var _ qcloud.Credentials = (*Accounts)(nil)
@@ -38,31 +47,26 @@ var _ qcloud.Credentials = (*Accounts)(nil)
 // pair is what one Secret holds.
 type pair struct {
 	uid                 types.UID
+	created             int64
 	secretID, secretKey string
 }
 
 // NewAccounts returns Accounts without any.
 func NewAccounts(metrics *Metrics) *Accounts {
 	return &Accounts{
-		metrics: metrics,
-		pairs:   map[types.NamespacedName]pair{},
-		holders: map[string]map[types.NamespacedName]struct{}{},
-		invalid: map[types.NamespacedName]string{},
+		metrics:    metrics,
+		pairs:      map[types.NamespacedName]pair{},
+		holders:    map[string]map[types.NamespacedName]struct{}{},
+		candidates: map[string][]qcloud.Candidate{},
+		invalid:    map[types.NamespacedName]string{},
 	}
 }
 
 // Lookup implements [qcloud.Credentials]. The account is the Secret's namespace.
-func (a *Accounts) Lookup(secretID string) (secretKey, account string, ok bool) {
+func (a *Accounts) Lookup(secretID string) []qcloud.Candidate {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	holders := a.holders[secretID]
-	if len(holders) != 1 {
-		return "", "", false
-	}
-	for name := range holders {
-		secretKey, account = a.pairs[name].secretKey, name.Namespace
-	}
-	return secretKey, account, true
+	return a.candidates[secretID]
 }
 
 // complaint is something to tell whoever looks after a Secret.
@@ -71,6 +75,7 @@ type complaint struct {
 	uid     types.UID
 	reason  string
 	message string
+	private bool // for the log alone: the Secret's namespace must not learn of it
 }
 
 // set takes a Secret that was made or changed and returns what is wrong now and
@@ -88,7 +93,7 @@ func (a *Accounts) set(secret *corev1.Secret) []complaint {
 		if known {
 			return nil
 		}
-		return []complaint{{name, secret.UID, v1alpha1.ReasonInvalidCredentials, fault}}
+		return []complaint{{secret: name, uid: secret.UID, reason: v1alpha1.ReasonInvalidCredentials, message: fault}}
 	}
 	before, existed := a.pairs[name]
 	if existed && before == now {
@@ -100,32 +105,75 @@ func (a *Accounts) set(secret *corev1.Secret) []complaint {
 		a.holders[now.secretID] = map[types.NamespacedName]struct{}{}
 	}
 	a.holders[now.secretID][name] = struct{}{}
+	a.choose(now.secretID)
 	if existed && before.uid == now.uid && before.secretID == now.secretID {
 		return nil
 	}
-	return a.duplicates(name, now.secretID)
+	return a.unused(name, now)
 }
 
-// duplicates tells all who have the SecretId that the Secret named has it too. It
-// names no Secret of another namespace to whom it is none of their business.
-func (a *Accounts) duplicates(newest types.NamespacedName, secretID string) []complaint {
-	if len(a.holders[secretID]) < 2 {
-		return nil
-	}
-	var complaints []complaint
-	for holder := range a.holders[secretID] {
-		if holder != newest && len(a.holders[secretID]) > 2 {
-			continue // it has been told
+// choose decides which Secrets with a SecretId are used.
+func (a *Accounts) choose(secretID string) {
+	oldest := map[string]types.NamespacedName{} // by namespace
+	for name := range a.holders[secretID] {
+		if other, exists := oldest[name.Namespace]; !exists || a.older(name, other) < 0 {
+			oldest[name.Namespace] = name
 		}
+	}
+	names := slices.SortedFunc(maps.Values(oldest), a.older)
+	a.accepted -= len(a.candidates[secretID])
+	if len(names) == 0 {
+		delete(a.candidates, secretID)
+		return
+	}
+	var candidates []qcloud.Candidate // a new one: callers have the old
+	for _, name := range names[:min(len(names), maxCandidates)] {
+		candidates = append(candidates, qcloud.Candidate{Account: name.Namespace, Name: "Secret " + name.String(), SecretKey: a.pairs[name].secretKey})
+	}
+	a.candidates[secretID] = candidates
+	a.accepted += len(candidates)
+}
+
+// older compares the ages of two Secrets; names decide between those of one second.
+func (a *Accounts) older(x, y types.NamespacedName) int {
+	return cmp.Or(cmp.Compare(a.pairs[x].created, a.pairs[y].created), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+}
+
+// unused tells who is not used now that a Secret has come.
+func (a *Accounts) unused(newest types.NamespacedName, now pair) []complaint {
+	var complaints []complaint
+	first := newest
+	for name := range a.holders[now.secretID] {
+		if name.Namespace == newest.Namespace && a.older(name, first) < 0 {
+			first = name
+		}
+	}
+	tell := func(name types.NamespacedName) {
 		complaints = append(complaints, complaint{
-			holder, a.pairs[holder].uid, v1alpha1.ReasonDuplicateSecretID,
-			v1alpha1.CredentialsSecretID + ": another Secret, perhaps of another namespace, has the same, so neither is accepted: give each a SecretId of its own",
+			secret: name, uid: a.pairs[name].uid, reason: v1alpha1.ReasonDuplicateSecretID,
+			message: fmt.Sprintf("data.%s: Secret %q of this namespace has the same and is older, so that one is used: give each a SecretId of its own", v1alpha1.CredentialsSecretID, first.Name),
+		})
+	}
+	switch {
+	case first != newest:
+		tell(newest)
+	default:
+		for name := range a.holders[now.secretID] {
+			if name.Namespace == newest.Namespace && name != newest {
+				tell(name)
+			}
+		}
+	}
+	if first == newest && !slices.ContainsFunc(a.candidates[now.secretID], func(c qcloud.Candidate) bool { return c.Account == newest.Namespace }) {
+		complaints = append(complaints, complaint{
+			secret: newest, uid: now.uid, private: true,
+			message: fmt.Sprintf("the SecretId stands in Secrets of more than %d namespaces, of which the oldest are used, and this is none of them", maxCandidates),
 		})
 	}
 	return complaints
 }
 
-// remove forgets a Secret. If another had its SecretId, that is accepted now.
+// remove forgets a Secret. If another waited for its SecretId, that is used now.
 func (a *Accounts) remove(name types.NamespacedName) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -144,18 +192,13 @@ func (a *Accounts) drop(name types.NamespacedName) {
 	if len(a.holders[p.secretID]) == 0 {
 		delete(a.holders, p.secretID)
 	}
+	a.choose(p.secretID)
 }
 
 // count sets the metric.
 func (a *Accounts) count() {
-	var accepted int
-	for _, holders := range a.holders {
-		if len(holders) == 1 {
-			accepted++
-		}
-	}
-	a.metrics.secrets.WithLabelValues("accepted").Set(float64(accepted))
-	a.metrics.secrets.WithLabelValues("duplicate").Set(float64(len(a.pairs) - accepted))
+	a.metrics.secrets.WithLabelValues("accepted").Set(float64(a.accepted))
+	a.metrics.secrets.WithLabelValues("duplicate").Set(float64(len(a.pairs) - a.accepted))
 	a.metrics.secrets.WithLabelValues("invalid").Set(float64(len(a.invalid)))
 }
 
@@ -170,5 +213,5 @@ func readPair(secret *corev1.Secret) (p pair, fault string) {
 	case len(key) == 0 || len(key) > maxSecretKey:
 		return pair{}, fmt.Sprintf("data.%s: must be 1 to %d bytes", v1alpha1.CredentialsSecretKey, maxSecretKey)
 	}
-	return pair{secret.UID, string(id), string(key)}, ""
+	return pair{secret.UID, secret.CreationTimestamp.Unix(), string(id), string(key)}, ""
 }

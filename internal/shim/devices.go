@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -100,11 +99,11 @@ func (d devices) change(ctx context.Context, a account, device qcloud.Device, up
 		}
 		return was.With(doc), nil
 	}
-	for {
+	for attempt := 0; ; attempt++ {
 		err := d.shadows.ChangeShadow(ctx, a.fleet(device), device.DeviceName, change)
 		// Others write this shadow too, or the object was just deleted: nothing was
 		// written, so it can be tried as long as the call may take.
-		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+		if !overtaken(err) || pause(ctx, attempt) != nil {
 			return doc, err
 		}
 	}

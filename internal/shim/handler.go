@@ -38,9 +38,12 @@ type Options struct {
 	// Timeout bounds each call, once its body has been read, to its answer; a
 	// positive time ([DefaultTimeout]).
 	Timeout time.Duration
-	// MaxInFlight is how many calls are worked on at once; others wait, with bodies of
-	// up to 64 KiB ([DefaultMaxInFlight]). At most 16 calls have a longer one.
+	// MaxInFlight is how many calls are worked on at once ([DefaultMaxInFlight]); of one
+	// account an eighth at most, of one product of it a quarter of that. Others wait.
 	MaxInFlight int
+	// Failures is how many calls a second of one address may fail before it is known whose
+	// they are ([DefaultFailures]). What is beyond is told and logged in less detail.
+	Failures float64
 	// Log gets one line a call, without anything that callers send to devices.
 	Log logr.Logger
 	// Metrics count the calls. Required.
@@ -52,8 +55,9 @@ type Handler struct {
 	Options
 	tasks   tasks
 	devices devices
-	slots   chan struct{}
-	long    chan struct{} // calls with long bodies
+	bodies  *bodies
+	places  *places
+	peers   *peers
 }
 
 var _ http.Handler = (*Handler)(nil)
@@ -66,15 +70,19 @@ func NewHandler(options Options) *Handler {
 	if options.MaxInFlight == 0 {
 		options.MaxInFlight = DefaultMaxInFlight
 	}
+	if options.Failures == 0 {
+		options.Failures = DefaultFailures
+	}
 	return &Handler{
 		Options: options,
-		tasks:   tasks{client: options.Client, clock: options.Clock},
+		tasks:   tasks{client: options.Client, clock: options.Clock, listing: newListing(options.Client, options.Clock, options.Timeout)},
 		devices: devices{
 			products: product.Finder{Reader: options.Client}, shadows: options.Shadows,
 			publisher: options.Publisher, clock: options.Clock,
 		},
-		slots: make(chan struct{}, options.MaxInFlight),
-		long:  make(chan struct{}, maxLong),
+		bodies: newBodies(options.Metrics, maxBodies),
+		places: newPlaces(options.Metrics, options.MaxInFlight),
+		peers:  newPeers(options.Clock, options.Failures),
 	}
 }
 
@@ -98,12 +106,15 @@ type exchange struct {
 	known     bool   // the version has the action
 	caller    qcloud.Caller
 	taskID    string
+	replayed  bool // answered as an equal call before it
+	untold    int  // failures of the same address before it that are not in the log
+	quiet     bool // one failure too many of its address
 }
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, version qcloud.Version) {
 	started := h.Clock.Now()
 	x := &exchange{version: version, requestID: string(uuid.NewUUID())}
-	result, err := h.answer(r, x)
+	result, err := h.answer(w, r, x)
 	var writing error
 	if err != nil {
 		err = qcloud.AsError(err).In(x.action)
@@ -115,22 +126,56 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, version qcloud.V
 }
 
 // answer carries the call out. A panic is an internal error of this call alone.
-func (h *Handler) answer(r *http.Request, x *exchange) (result qcloud.Result, err error) {
+func (h *Handler) answer(w http.ResponseWriter, r *http.Request, x *exchange) (result qcloud.Result, err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			h.Log.Error(fmt.Errorf("panic: %v", cause), "Panic while serving a call", "requestId", x.requestID, "stack", string(debug.Stack()))
 			result, err = nil, &qcloud.Error{Kind: qcloud.KindInternal, Err: fmt.Errorf("panic: %v", cause)}
 		}
 	}()
-	received, err := h.receive(r)
+	body := h.bodies.receive(w, r)
+	defer body.release()
+	call, err := h.identify(r, x)
 	if err != nil {
 		return nil, err
 	}
-	defer received()
-	if err := h.enter(r.Context()); err != nil {
-		return nil, err
+	// A caller that hangs up has its call carried out all the same: whether its task
+	// exists must not depend on the moment, and the log tells which it is.
+	ctx := context.WithoutCancel(r.Context())
+	if x.caller.Earlier != nil {
+		x.replayed = true
+		h.Metrics.replayed.Inc()
+		ctx, cancel := context.WithTimeout(ctx, 2*h.Timeout)
+		defer cancel()
+		return x.caller.Earlier.Wait(ctx)
 	}
-	defer h.leave()
+	// Equal calls wait for the outcome, so there must be one whatever happens.
+	outcome := error(&qcloud.Error{Kind: qcloud.KindInternal})
+	defer func() { x.caller.Outcome.Settle(result, outcome) }()
+	result, outcome = h.carryOut(ctx, call, body, x)
+	return result, outcome
+}
+
+// identify reads the call and finds out whose it is.
+func (h *Handler) identify(r *http.Request, x *exchange) (*qcloud.Call, error) {
+	peer := h.peers.of(r.RemoteAddr)
+	done, err := h.peers.turn(r.Context(), peer)
+	if err != nil {
+		return nil, fmt.Errorf("waiting among the calls of an address of which many fail: %w", err)
+	}
+	call, err := h.verify(r, x)
+	done()
+	if err == nil || isTheirs(err) {
+		return call, err
+	}
+	if x.untold, x.quiet = h.peers.failed(peer); x.quiet {
+		h.Metrics.refused.WithLabelValues(limitFailures).Inc()
+		return nil, &qcloud.Error{Kind: qcloud.KindRateLimited, Detail: "too many calls of this address have failed; one that is signed right is served", Err: err}
+	}
+	return nil, err
+}
+
+func (h *Handler) verify(r *http.Request, x *exchange) (*qcloud.Call, error) {
 	call, err := qcloud.Read(x.version, r)
 	if err != nil {
 		return nil, err
@@ -138,8 +183,26 @@ func (h *Handler) answer(r *http.Request, x *exchange) (result qcloud.Result, er
 	x.action, x.known = call.Action, call.Known()
 	if x.caller, err = h.Verifier.Verify(call); err != nil {
 		x.caller = qcloud.Caller{SecretID: call.SecretID}
+		if qcloud.AsError(err).Kind == qcloud.KindRateLimited {
+			h.Metrics.refused.WithLabelValues(limitRate).Inc()
+		}
 		return nil, err
 	}
+	return call, nil
+}
+
+// isTheirs reports whether only who has the key can be refused like this.
+func isTheirs(err error) bool {
+	switch qcloud.AsError(err).Kind {
+	case qcloud.KindRateLimited, qcloud.KindExpired, qcloud.KindReplay:
+		return true
+	default:
+		return false
+	}
+}
+
+// carryOut does what the call of an account asks for, once there is a place for it.
+func (h *Handler) carryOut(ctx context.Context, call *qcloud.Call, body *body, x *exchange) (qcloud.Result, error) {
 	if h.Publisher == nil && x.known && needsBroker(x.action) {
 		return nil, qcloud.Errorf(qcloud.KindUnknownAction, "Action", "%q needs a broker, and none is configured", x.action)
 	}
@@ -147,15 +210,38 @@ func (h *Handler) answer(r *http.Request, x *exchange) (result qcloud.Result, er
 	if err != nil {
 		return nil, err
 	}
-	// A caller that hangs up has its call carried out all the same: whether its task
-	// exists must not depend on the moment, and the log tells which it is.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.Timeout)
+	if !body.belongsTo(x.caller.Account) {
+		h.Metrics.refused.WithLabelValues(limitBodies).Inc()
+		return nil, qcloud.Errorf(qcloud.KindRateLimited, "", "the calls of this account that are being worked on are too large together: slow down")
+	}
+	waiting, cancelWaiting := context.WithTimeout(ctx, h.Timeout)
+	defer cancelWaiting()
+	leave, err := h.places.take(waiting, x.caller.Account, productOf(request))
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	result, err = h.do(ctx, account{namespace: x.caller.Account, version: x.version}, request)
+	result, err := h.do(ctx, account{namespace: x.caller.Account, version: x.version}, request)
 	if created, ok := result.(qcloud.CreateTaskResult); ok {
 		x.taskID = created.TaskID
 	}
 	return result, err
+}
+
+// productOf names the product whose store a call waits for; "" where it waits for none.
+func productOf(request qcloud.Request) string {
+	switch request := request.(type) {
+	case *qcloud.GetDeviceShadow:
+		return request.ProductID
+	case *qcloud.UpdateDeviceShadow:
+		return request.ProductID
+	case *qcloud.Publish:
+		return request.ProductID
+	default:
+		return ""
+	}
 }
 
 // do returns a *[qcloud.Error] for what is the caller's fault; any other error is
@@ -171,32 +257,6 @@ func (h *Handler) do(ctx context.Context, a account, request qcloud.Request) (qc
 	default:
 		return h.tasks.do(ctx, a, request)
 	}
-}
-
-// enter waits for one of the places of calls that are worked on at once.
-func (h *Handler) enter(ctx context.Context) error {
-	err := h.take(ctx, h.slots, "calls")
-	if err == nil {
-		h.Metrics.inFlight.Inc()
-	}
-	return err
-}
-
-// take waits for one of the places of what is said.
-func (h *Handler) take(ctx context.Context, places chan<- struct{}, what string) error {
-	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
-	defer cancel()
-	select {
-	case places <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for one of %d %s to end: %w", cap(places), what, ctx.Err())
-	}
-}
-
-func (h *Handler) leave() {
-	h.Metrics.inFlight.Dec()
-	<-h.slots
 }
 
 // record writes the access log and counts the call. Neither has a parameter of the
@@ -218,7 +278,18 @@ func (h *Handler) record(r *http.Request, x *exchange, err, writing error, took 
 	if x.taskID != "" {
 		fields = append(fields, "taskId", x.taskID)
 	}
+	if x.replayed {
+		fields = append(fields, "replayed", true)
+	}
+	if x.untold > 0 {
+		fields = append(fields, "failuresNotLogged", x.untold)
+	}
+	if e := qcloud.AsError(err); err != nil && e.Kind == qcloud.KindSignatureFailure && e.Err != nil {
+		fields = append(fields, "detail", e.Err.Error()) // for whoever looks after the Secrets
+	}
 	switch {
+	case x.quiet:
+		h.Log.V(1).Info("Call", append(fields, "detail", err.Error())...)
 	case err != nil && qcloud.AsError(err).Kind == qcloud.KindInternal:
 		h.Log.Error(err, "Call failed", fields...)
 	case writing != nil:

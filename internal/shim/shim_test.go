@@ -3,9 +3,12 @@ package shim
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
@@ -34,7 +37,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("%d of 5 calls at once, want the burst of 3", got)
 	}
 	if got := allowed("b", 1); got != 1 {
-		t.Error("one SecretId has used up the rate of another")
+		t.Error("one account has used up the rate of another")
 	}
 	clock.SetTime(clock.Now().Add(100 * time.Millisecond))
 	if got := allowed("a", 5); got != 1 {
@@ -43,28 +46,34 @@ func TestLimits(t *testing.T) {
 	// What it remembers is bounded by who calls now, and forgetting gives nobody more.
 	clock.SetTime(clock.Now().Add(sweepEvery))
 	if got := allowed("c", 1); got != 1 || len(limits.buckets) != 1 {
-		t.Errorf("%d SecretIds are remembered after a minute, want 1", len(limits.buckets))
+		t.Errorf("%d accounts are remembered after a minute, want 1", len(limits.buckets))
 	}
 	if got := allowed("a", 5); got != 3 {
 		t.Errorf("%d of 5 calls at once after a minute, want the burst of 3", got)
 	}
 }
 
+// secret has the age that its UID says, the smallest being the oldest.
 func secret(namespace, name, uid, secretID string) *corev1.Secret {
+	age, _ := strconv.ParseInt(uid, 10, 64)
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid)},
-		Data:       map[string][]byte{v1alpha1.CredentialsSecretID: []byte(secretID), v1alpha1.CredentialsSecretKey: []byte("key")},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid), CreationTimestamp: metav1.Unix(age, 0)},
+		Data:       map[string][]byte{v1alpha1.CredentialsSecretID: []byte(secretID), v1alpha1.CredentialsSecretKey: []byte("key " + uid)},
 	}
 }
 
+// Whoever copies a SecretId takes nothing from its owner, and neither learns of the other.
 func TestAccounts(t *testing.T) {
 	metrics := NewMetrics(prometheus.NewRegistry())
 	accounts := NewAccounts(metrics)
-	want := func(secretID, account string, states ...float64) {
+	want := func(secretID, candidates string, states ...float64) {
 		t.Helper()
-		_, got, ok := accounts.Lookup(secretID)
-		if got != account || ok != (account != "") {
-			t.Errorf("%s belongs to %q, want %q", secretID, got, account)
+		var got []string
+		for _, c := range accounts.Lookup(secretID) {
+			got = append(got, c.Account+" "+c.SecretKey)
+		}
+		if strings.Join(got, ", ") != candidates {
+			t.Errorf("%s: the candidates are %q, want %q", secretID, got, candidates)
 		}
 		for i, state := range []string{"accepted", "duplicate", "invalid"} {
 			if got := testutil.ToFloat64(metrics.secrets.WithLabelValues(state)); got != states[i] {
@@ -72,28 +81,62 @@ func TestAccounts(t *testing.T) {
 			}
 		}
 	}
-	set := func(s *corev1.Secret, complaints int) {
+	set := func(s *corev1.Secret, complaints ...string) {
 		t.Helper()
-		if got := accounts.set(s); len(got) != complaints {
-			t.Errorf("setting %s/%s complains %v, want %d complaints", s.Namespace, s.Name, got, complaints)
+		var got []string
+		for _, c := range accounts.set(s) {
+			got = append(got, c.secret.String()+" "+c.reason)
+			if c.secret.Namespace != s.Namespace || !c.private && strings.Contains(c.message, "namespaces") {
+				t.Errorf("setting %s/%s tells %s: %s", s.Namespace, s.Name, c.secret, c.message)
+			}
+		}
+		if diff := cmp.Diff(complaints, got); diff != "" {
+			t.Errorf("complaints about %s/%s (-want +got):\n%s", s.Namespace, s.Name, diff)
 		}
 	}
-	set(secret("ns-a", "one", "1", "ID"), 0)
-	want("ID", "ns-a", 1, 0, 0)
-	set(secret("ns-b", "one", "2", "ID"), 2)
-	want("ID", "", 0, 2, 0)
-	set(secret("ns-b", "one", "2", "ID"), 0) // seen again, not told again
-	set(secret("ns-c", "one", "3", "ID"), 1) // the first two have been told
-	want("ID", "", 0, 3, 0)
-	set(secret("ns-b", "one", "2", "OTHER"), 0)
-	accounts.remove(types.NamespacedName{Namespace: "ns-c", Name: "one"})
-	want("ID", "ns-a", 2, 0, 0)
-	want("OTHER", "ns-b", 2, 0, 0)
-	set(secret("ns-b", "one", "2", ""), 1)
-	set(secret("ns-b", "one", "2", ""), 0)
-	want("OTHER", "", 1, 0, 1)
-	accounts.remove(types.NamespacedName{Namespace: "ns-b", Name: "one"})
-	want("ID", "ns-a", 1, 0, 0)
+	gone := func(namespace, name string) { accounts.remove(types.NamespacedName{Namespace: namespace, Name: name}) }
+
+	set(secret("ns-a", "one", "2", "ID"))
+	want("ID", "ns-a key 2", 1, 0, 0)
+	set(secret("ns-b", "one", "3", "ID"))
+	set(secret("ns-c", "one", "1", "ID"))
+	want("ID", "ns-c key 1, ns-a key 2, ns-b key 3", 3, 0, 0)
+	set(secret("ns-b", "one", "3", "ID")) // seen again
+
+	// Two of one namespace: the older is used, the other is told.
+	set(secret("ns-a", "two", "4", "ID"), "ns-a/two DuplicateSecretId")
+	set(secret("ns-a", "two", "4", "ID"))
+	want("ID", "ns-c key 1, ns-a key 2, ns-b key 3", 3, 1, 0)
+	gone("ns-a", "one")
+	want("ID", "ns-c key 1, ns-b key 3, ns-a key 4", 3, 0, 0)
+	set(secret("ns-a", "old", "0", "ID"), "ns-a/two DuplicateSecretId")
+	want("ID", "ns-a key 0, ns-c key 1, ns-b key 3", 3, 1, 0)
+	gone("ns-a", "old")
+
+	set(secret("ns-b", "one", "3", "OTHER"))
+	want("ID", "ns-c key 1, ns-a key 4", 3, 0, 0)
+	want("OTHER", "ns-b key 3", 3, 0, 0)
+	set(secret("ns-b", "one", "3", ""), "ns-b/one InvalidCredentials")
+	set(secret("ns-b", "one", "3", ""))
+	want("OTHER", "", 2, 0, 1)
+	gone("ns-b", "one")
+	want("ID", "ns-c key 1, ns-a key 4", 2, 0, 0)
+
+	// Of more than sixteen namespaces the oldest count; the log is told of others, nobody else.
+	for i := range 15 {
+		var complaints []string
+		if i == 14 {
+			complaints = []string{"copy-14/one "}
+		}
+		set(secret(fmt.Sprint("copy-", i), "one", strconv.Itoa(10+i), "ID"), complaints...)
+	}
+	if got := accounts.Lookup("ID"); len(got) != 16 || got[0].Account != "ns-c" || got[1].Account != "ns-a" {
+		t.Errorf("the candidates are %+v", got)
+	}
+	gone("ns-c", "one")
+	if got := accounts.Lookup("ID"); len(got) != 16 || got[15].Account != "copy-14" {
+		t.Errorf("when one has gone the candidates are %+v", got)
+	}
 }
 
 func TestRefusal(t *testing.T) {

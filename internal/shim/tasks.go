@@ -1,10 +1,8 @@
 package shim
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,8 +20,9 @@ const (
 	// later one as well, for the latest that there is (CreateTask,
 	// scheduleTimeInSeconds), and callers do send milliseconds.
 	maxSchedule = 253402300799
-	// listPage is how many tasks are read at once.
-	listPage = 500
+	// maxLabelled is how many tasks with a label are looked at to find the one whose ID it
+	// is. There is one, unless somebody has changed labels.
+	maxLabelled = 32
 	// fieldOwner is the manager of the fields that the shim writes.
 	fieldOwner = client.FieldOwner("batchtask-shim")
 )
@@ -38,8 +37,9 @@ type account struct {
 // server itself, so that a caller sees what it did a moment ago, through whichever
 // replica.
 type tasks struct {
-	client client.Client
-	clock  clock.PassiveClock
+	client  client.Client
+	clock   clock.PassiveClock
+	listing *listing
 }
 
 // do returns a *[qcloud.Error] for what is the caller's fault; any other error is
@@ -95,37 +95,12 @@ func (t tasks) describe(ctx context.Context, a account, request *qcloud.Describe
 	return qcloud.DescribeTaskResult{Task: describe(task)}, nil
 }
 
-// list reads all tasks of the account, keeps of each the few fields that a list
-// tells, and returns a page. Creation times are whole seconds; within one, IDs tell
-// the age, and they make the order the same whoever asks.
 func (t tasks) list(ctx context.Context, a account, request *qcloud.ListTasks) (qcloud.Result, error) {
-	all, err := t.all(ctx, a.namespace)
+	page, total, err := t.listing.page(ctx, a.namespace, request.Offset, request.Limit)
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(all, func(x, y qcloud.Task) int {
-		return cmp.Or(cmp.Compare(y.CreateTime, x.CreateTime), cmp.Compare(y.ID, x.ID))
-	})
-	from := min(request.Offset, int64(len(all)))
-	to := min(from+int64(request.Limit), int64(len(all)))
-	return qcloud.ListTasksResult{Tasks: all[from:to], Total: int64(len(all))}, nil
-}
-
-// all returns the tasks of a namespace as they were at one moment, in no order.
-func (t tasks) all(ctx context.Context, namespace string) (all []qcloud.Task, err error) {
-	next := ""
-	for {
-		var page v1alpha1.BatchTaskList
-		if err := t.client.List(ctx, &page, client.InNamespace(namespace), client.Limit(listPage), client.Continue(next)); err != nil {
-			return nil, fmt.Errorf("list tasks in namespace %s: %w", namespace, err)
-		}
-		for i := range page.Items {
-			all = append(all, describe(&page.Items[i]))
-		}
-		if next = page.Continue; next == "" {
-			return all, nil
-		}
-	}
+	return qcloud.ListTasksResult{Tasks: page, Total: total}, nil
 }
 
 // cancel cancels a task that has not started. The write names the version of the
@@ -133,7 +108,7 @@ func (t tasks) all(ctx context.Context, namespace string) (all []qcloud.Task, er
 // starts the task: of the two, one is refused by the API server and looks again. So
 // a task that this reports as cancelled never starts.
 func (t tasks) cancel(ctx context.Context, a account, request *qcloud.CancelTask) (qcloud.Result, error) {
-	for {
+	for attempt := 0; ; attempt++ {
 		task, err := t.find(ctx, a, request.ID)
 		if err != nil {
 			return nil, err
@@ -157,6 +132,9 @@ func (t tasks) cancel(ctx context.Context, a account, request *qcloud.CancelTask
 		case !apierrors.IsConflict(err) && !apierrors.IsNotFound(err):
 			return nil, fmt.Errorf("cancel task %s/%s: %w", task.Namespace, task.Name, err)
 		}
+		if pause(ctx, attempt) != nil {
+			return nil, fmt.Errorf("cancel task %s/%s: others write it all the time: %w", task.Namespace, task.Name, err)
+		}
 	}
 }
 
@@ -175,14 +153,19 @@ func (t tasks) find(ctx context.Context, a account, id string) (*v1alpha1.BatchT
 	if !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("read task %s/%s: %w", a.namespace, id, err)
 	}
-	var labelled v1alpha1.BatchTaskList
+	var labelled metav1.PartialObjectMetadataList // the tasks may be long, and many have the label
+	labelled.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("BatchTaskList"))
 	if err := t.client.List(ctx, &labelled, client.InNamespace(a.namespace), client.MatchingLabels{v1alpha1.LabelTaskID: id}); err != nil {
 		return nil, fmt.Errorf("look for task %s in namespace %s: %w", id, a.namespace, err)
 	}
-	for i := range labelled.Items {
+	for i := range labelled.Items[:min(len(labelled.Items), maxLabelled)] {
+		err := t.client.Get(ctx, client.ObjectKeyFromObject(&labelled.Items[i]), &task)
+		switch {
 		// The label can be changed by whoever may edit the task; the status cannot.
-		if taskID(&labelled.Items[i]) == id {
-			return &labelled.Items[i], nil
+		case err == nil && taskID(&task) == id:
+			return &task, nil
+		case client.IgnoreNotFound(err) != nil:
+			return nil, fmt.Errorf("read task %s/%s: %w", a.namespace, labelled.Items[i].Name, err)
 		}
 	}
 	return nil, missing

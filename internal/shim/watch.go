@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -41,7 +42,7 @@ func strip(obj any) (any, error) {
 		TypeMeta: secret.TypeMeta,
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: secret.Namespace, Name: secret.Name, UID: secret.UID,
-			ResourceVersion: secret.ResourceVersion, Labels: secret.Labels,
+			ResourceVersion: secret.ResourceVersion, CreationTimestamp: secret.CreationTimestamp, Labels: secret.Labels,
 		},
 		Data: map[string][]byte{
 			v1alpha1.CredentialsSecretID:  secret.Data[v1alpha1.CredentialsSecretID],
@@ -52,7 +53,7 @@ func strip(obj any) (any, error) {
 
 // Watch feeds the accounts from Secrets, which informers should cache as
 // [SecretCache] says, and records an event on each Secret whose credentials are not
-// accepted. synced reports whether all that existed have been taken.
+// used, or a line in the log of ctx where its namespace must not learn of it. synced reports whether all that existed have been taken.
 func (a *Accounts) Watch(ctx context.Context, informers cache.Informers, recorder events.EventRecorder) (synced func() bool, err error) {
 	informer, err := informers.GetInformer(ctx, &corev1.Secret{}, cache.BlockUntilSynced(false))
 	if err != nil {
@@ -64,6 +65,10 @@ func (a *Accounts) Watch(ctx context.Context, informers cache.Informers, recorde
 			return
 		}
 		for _, c := range a.set(secret) {
+			if c.private {
+				logr.FromContextOrDiscard(ctx).Info("A Secret with credentials is not used", "secret", c.secret.String(), "detail", c.message)
+				continue
+			}
 			regarding := &corev1.ObjectReference{APIVersion: "v1", Kind: "Secret", Namespace: c.secret.Namespace, Name: c.secret.Name, UID: c.uid}
 			recorder.Eventf(regarding, nil, corev1.EventTypeWarning, c.reason, "ReadCredentials", "%s", c.message)
 		}

@@ -50,7 +50,7 @@ func newSuite(ctx context.Context, t *testing.T, env *localenv.Env, program stri
 func (s *suite) startSlow(t *testing.T, program string) string {
 	t.Helper()
 	address, probe := freeAddresses(s.ctx, t)
-	cmd := exec.CommandContext(s.ctx, program, "shim", "--rate-limit=1", "--rate-burst=2",
+	cmd := exec.CommandContext(s.ctx, program, "shim", "--rate-limit=1", "--rate-burst=2", "--plain-http", "--all-namespaces",
 		"--bind-address="+address, "--metrics-bind-address=0", "--health-probe-bind-address="+probe)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+s.env.KubeConfig)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

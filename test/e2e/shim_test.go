@@ -23,7 +23,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	certutil "k8s.io/client-go/util/cert"
@@ -90,15 +89,25 @@ func TestShimInstalledAsShipped(t *testing.T) {
 	startManager(t, broker.URL())
 	kubectl(t, env.KubeConfig, "apply", "--server-side", "-f", filepath.Join("..", "..", "config", "default", "namespace.yaml"))
 	kubectl(t, env.KubeConfig, "apply", "--server-side", "-k", filepath.Join("..", "..", "config", "shim"))
-	s, confined, outside := newSite(t, "door-1"), newSite(t, "door-1"), newSite(t, "door-1")
+	s, late, outside := newSite(t, "door-1"), newSite(t, "door-1"), newSite(t, "door-1")
 
+	serve := func(namespace string) {
+		t.Helper()
+		kubectl(t, env.KubeConfig, "create", "rolebinding", "batchtask-shim", "--namespace="+namespace,
+			"--clusterrole=batchtask-shim", "--serviceaccount="+systemNamespace+":batchtask-shim")
+	}
 	address := freeAddress(t)
-	everywhere := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--mqtt-url="+broker.URL())
-	l := &legacy{t, http.DefaultClient, "http://" + address, "AKIDe2e" + s.namespace, "key"}
+	flags := []string{"shim", "--bind-address=" + address, "--mqtt-url=" + broker.URL(), "--namespace=" + systemNamespace}
+
+	// Two namespaces are named, and in one of them the role is not bound yet: the other is
+	// served all the same.
+	serve(s.namespace)
+	named := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), append(flags, "--namespaces="+s.namespace+","+late.namespace)...)
+	l := &legacy{t, trusting(t, env), "https://" + address, "AKIDe2e" + s.namespace, "key"}
 	s.putCredentials("caller", l.secretID, l.secretKey)
 	useLegacy(t, s, l)
 	s.putCredentials("copy", l.secretID, "another key")
-	eventually(t, "an event on each of the two Secrets", func() (bool, string) {
+	eventually(t, "an event on the second of two Secrets of one namespace", func() (bool, string) {
 		var list eventsv1.EventList
 		if err := env.Client.List(t.Context(), &list, client.InNamespace(s.namespace)); err != nil {
 			t.Fatal(err)
@@ -109,35 +118,44 @@ func TestShimInstalledAsShipped(t *testing.T) {
 				seen[list.Items[i].Regarding.Name] = true
 			}
 		}
-		return seen["caller"] && seen["copy"], fmt.Sprint(seen)
+		return seen["copy"] && !seen["caller"], fmt.Sprint(seen)
 	})
-	everywhere.stop(t)
-
-	// Confined to some namespaces: the role is bound there alone.
-	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "batchtask-shim"}}
-	if err := env.Client.Get(t.Context(), client.ObjectKeyFromObject(binding), binding); err != nil {
-		t.Fatal(err)
-	}
-	if err := env.Client.Delete(t.Context(), binding); err != nil {
-		t.Fatal(err)
-	}
-	kubectl(t, env.KubeConfig, "create", "rolebinding", "batchtask-shim", "--namespace="+confined.namespace,
-		"--clusterrole=batchtask-shim", "--serviceaccount="+systemNamespace+":batchtask-shim")
-	there := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), "shim", "--bind-address="+address, "--namespaces="+confined.namespace, "--mqtt-url="+broker.URL())
-	inside := &legacy{t, http.DefaultClient, l.url, "AKIDinside", "key"}
-	confined.putCredentials("caller", inside.secretID, inside.secretKey)
-	useLegacy(t, confined, inside)
+	serve(late.namespace)
+	inside := &legacy{t, l.http, l.url, "AKIDinside", "key"}
+	late.putCredentials("caller", inside.secretID, inside.secretKey)
+	useLegacy(t, late, inside)
 	outside.putCredentials("caller", "AKIDoutside", "key")
-	unknown := &legacy{t, http.DefaultClient, l.url, "AKIDoutside", "key"}
+	unknown := &legacy{t, l.http, l.url, "AKIDoutside", "key"}
 	if answer, err := unknown.call(map[string]string{"Action": "DescribeTask", "id": "none"}); err != nil || answer["code"] != 4104.0 {
 		t.Errorf("an account of another namespace is answered %v, %v", answer, err)
 	}
-	there.stop(t)
-	for _, p := range []*process{everywhere, there} {
-		if text := p.output.tail(1 << 20); strings.Contains(text, "forbidden") {
-			t.Error("the shim was refused something, see its log")
-		}
+	named.stop(t)
+
+	// All namespaces, as the component says that is for it.
+	kubectl(t, env.KubeConfig, "apply", "--server-side", "-f", filepath.Join("..", "..", "config", "components", "shim-all-namespaces", "role_binding.yaml"))
+	everywhere := start(t, impersonate(t, env.KubeConfig, "batchtask-shim"), append(flags, "--all-namespaces")...)
+	eventually(t, "an account of any namespace to be served", func() (bool, string) {
+		answer, err := unknown.call(map[string]string{"Action": "DescribeTask", "id": "none"})
+		return err == nil && answer["code"] == 5000.0, fmt.Sprint(answer, err)
+	})
+	everywhere.stop(t)
+	if text := everywhere.output.tail(1 << 20); strings.Contains(text, "forbidden") {
+		t.Error("the shim was refused something, see its log")
 	}
+}
+
+// trusting returns a client that trusts the authority of the certificate that the shim makes.
+func trusting(t *testing.T, env *testenv.Env) *http.Client {
+	t.Helper()
+	trusted := x509.NewCertPool()
+	eventually(t, "the certificate to be made", func() (bool, string) {
+		var secret corev1.Secret
+		if err := env.Client.Get(t.Context(), client.ObjectKey{Namespace: systemNamespace, Name: "batchtask-shim-tls"}, &secret); err != nil {
+			t.Fatal(err)
+		}
+		return trusted.AppendCertsFromPEM(secret.Data["ca.crt"]), "the Secret has no ca.crt"
+	})
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trusted}}}
 }
 
 // markReady does what a manager would, where none runs.
@@ -203,7 +221,7 @@ func TestShimTLSAndShutdown(t *testing.T) {
 	trusted := x509.NewCertPool()
 	first := putCertificate(t, dir, trusted)
 	address := freeAddress(t)
-	shim := start(t, env.KubeConfig, "shim", "--bind-address="+address, "--mqtt-url="+broker.URL(),
+	shim := start(t, env.KubeConfig, "shim", "--all-namespaces", "--bind-address="+address, "--mqtt-url="+broker.URL(),
 		"--tls-cert-file="+filepath.Join(dir, "tls.crt"), "--tls-key-file="+filepath.Join(dir, "tls.key"))
 
 	config := &tls.Config{RootCAs: trusted}

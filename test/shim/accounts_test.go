@@ -57,33 +57,67 @@ func TestRotation(t *testing.T) {
 	unknown("its Secret is gone")
 }
 
-// Of two Secrets with one SecretId neither is accepted, and both are told, without
-// a word of the other's namespace.
-func TestDuplicateSecretID(t *testing.T) {
+// Whoever copies the SecretId of another account takes nothing from it, in whatever order the
+// Secrets were made, and neither is told anything of the other.
+func TestCopiedSecretID(t *testing.T) {
 	s := system.Run(t)
 	f := startFront(t, s, settings{})
 	c, thief := f.newCaller(t), f.newCaller(t)
-	stolen := f.putSecret(t, thief.namespace, "stolen", c.secretID, "another key")
-	system.WaitFor(t, "the SecretId not to be accepted", func() (bool, any) {
-		got := c.v2(t, "POST", map[string]string{"Action": "DescribeTask", "id": "none"})
-		return got["code"] == 4104.0, got
-	})
+	id := c.mustCreate(t, map[string]string{"scheduleTimeInSeconds": inAnHour()})
+	// The thief's own Secret is older than one that the owner makes later.
+	next := *c
+	next.secretID, next.secretKey = "AKIDnext"+c.namespace, "the next key"
+	f.putSecret(t, thief.namespace, "early", next.secretID, "a guess")
+	f.putSecret(t, c.namespace, "next", next.secretID, next.secretKey)
+	f.putSecret(t, thief.namespace, "late", c.secretID, "another guess")
 	forged := *thief
-	forged.secretID, forged.secretKey = c.secretID, "another key"
-	if got := forged.v2(t, "POST", map[string]string{"Action": "DescribeTask", "id": "none"}); got["code"] != 4104.0 {
-		t.Errorf("with the second Secret's key the answer is %v", got)
-	}
-	for range 2 {
-		event := <-f.events.Events
-		if !strings.Contains(event, v1alpha1.ReasonDuplicateSecretID) || strings.Contains(event, c.namespace) || strings.Contains(event, thief.namespace) {
-			t.Errorf("event %q", event)
+	forged.secretID, forged.secretKey = c.secretID, "another guess"
+	forged.accepted(t) // as what it is: the thief's own account
+	next.accepted(t)
+	for range 50 {
+		for _, owner := range []*caller{c, &next} {
+			if got := owner.v2(t, "POST", map[string]string{"Action": "DescribeTask", "id": id}); got["code"] != 0.0 {
+				t.Fatalf("the owner is answered %v", got)
+			}
 		}
 	}
-	if err := f.Env.Client.Delete(t.Context(), stolen); err != nil {
+	if got := forged.v2(t, "POST", map[string]string{"Action": "DescribeTask", "id": id}); got["code"] != 5000.0 {
+		t.Errorf("the thief is answered %v", got)
+	}
+	select {
+	case event := <-f.events.Events:
+		t.Errorf("event %q", event)
+	default:
+	}
+
+	// The same key as well: then nobody can tell whose call it is.
+	same := f.putSecret(t, thief.namespace, "late", c.secretID, c.secretKey)
+	system.WaitFor(t, "the call to be nobody's", func() (bool, any) {
+		got := c.v2(t, "POST", map[string]string{"Action": "DescribeTask", "id": id})
+		return got["code"] == 4100.0, got
+	})
+	for _, name := range []string{c.namespace + "/caller", thief.namespace + "/late"} {
+		if !strings.Contains(f.log.String(), name) {
+			t.Errorf("the log does not name Secret %s", name)
+		}
+	}
+	if err := f.Env.Client.Delete(t.Context(), same); err != nil {
 		t.Fatal(err)
 	}
 	c.accepted(t)
-	thief.accepted(t)
+}
+
+// Of two Secrets of one namespace with one SecretId the older is used, and the other is told.
+func TestDuplicateSecretID(t *testing.T) {
+	s := system.Run(t)
+	f := startFront(t, s, settings{})
+	c := f.newCaller(t)
+	f.putSecret(t, c.namespace, "duplicate", c.secretID, "another key")
+	event := <-f.events.Events
+	if !strings.Contains(event, v1alpha1.ReasonDuplicateSecretID) || !strings.Contains(event, "of this namespace") {
+		t.Errorf("event %q", event)
+	}
+	c.accepted(t)
 }
 
 func TestInvalidCredentials(t *testing.T) {

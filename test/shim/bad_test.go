@@ -252,7 +252,8 @@ func badV3(t *testing.T, c *caller) {
 		"other time":    {func(h http.Header) { h.Set("X-TC-Timestamp", "1551113065") }, "AuthFailure.Signature", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			const body = `{"Id":"5ad5aa513332ea4cb86e9ad5"}`
+			// None has the signature of another, which would be a replay.
+			body := fmt.Sprintf(`{"Id":"5ad5aa513332ea4cb86e9ad5","For":%q}`, name)
 			header := c.headers(t, "DescribeTask", body)
 			call.change(header)
 			wantErrorV3(t, response(t, c.f.send(t, http.MethodPost, "/", header, body)), call.code, call.message)

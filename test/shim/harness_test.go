@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,6 +62,8 @@ type settings struct {
 	burst   int
 
 	maxInFlight int
+	failures    float64      // a second, of one address
+	shadows     shim.Shadows // in place of those at the API server
 }
 
 // startFront serves the API, with credentials from Secrets, until the test ends.
@@ -77,7 +80,7 @@ func startFront(t *testing.T, s *system.System, set settings) *front {
 	}
 	metrics := shim.NewMetrics(f.registry)
 	accounts := shim.NewAccounts(metrics)
-	synced, err := accounts.Watch(ctx, secrets, f.events)
+	synced, err := accounts.Watch(logr.NewContext(ctx, logr.New(f.log.sink())), secrets, f.events)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +101,9 @@ func startFront(t *testing.T, s *system.System, set settings) *front {
 	if set.timeout == 0 {
 		set.timeout = time.Minute // a busy machine
 	}
+	if set.shadows == nil {
+		set.shadows = kube.NewShadows(set.client)
+	}
 	clk := clock.RealClock{}
 	var publisher shim.Publisher
 	if set.broker != "" {
@@ -111,7 +117,7 @@ func startFront(t *testing.T, s *system.System, set settings) *front {
 		publisher = pool
 	}
 	server := httptest.NewServer(shim.NewHandler(shim.Options{
-		Client: set.client, Shadows: kube.NewShadows(set.client), Publisher: publisher, Clock: clk, Timeout: set.timeout, MaxInFlight: set.maxInFlight, Log: logr.New(f.log.sink()), Metrics: metrics,
+		Client: set.client, Shadows: set.shadows, Publisher: publisher, Clock: clk, Timeout: set.timeout, MaxInFlight: set.maxInFlight, Failures: set.failures, Log: logr.New(f.log.sink()), Metrics: metrics,
 		Verifier: qcloud.NewVerifier(accounts, clk, qcloud.Options{Limiter: shim.NewLimits(set.rate, set.burst, clk)}),
 	}))
 	t.Cleanup(server.Close)
@@ -214,9 +220,14 @@ func (c *caller) v2(t *testing.T, method string, params map[string]string) map[s
 	return c.f.send(t, method, "/v2/index.php", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, form)
 }
 
-// v3 makes a call of V3 with a JSON body and returns the content of Response.
+// calls counts those of V3, to tell apart what is equal but for it.
+var calls atomic.Int64
+
+// v3 makes a call of V3 with a JSON body and returns the content of Response. No two calls are
+// equal, since of equal ones within a second the second is taken for a replay.
 func (c *caller) v3(t *testing.T, action, body string) map[string]any {
 	t.Helper()
+	body += strings.Repeat(" ", int(calls.Add(1)%1000))
 	return response(t, c.f.send(t, http.MethodPost, "/", c.headers(t, action, body), body))
 }
 

@@ -104,11 +104,16 @@ func TestLimit(t *testing.T) {
 	a := environment(t)
 	c := a.client(t, ways[0])
 	var ids []string
-	for range 5 {
-		ids = append(ids, create(t, c, a.later()))
+	for i := range 5 {
+		request := a.later()
+		// Two equal calls with TC3 within a second are one.
+		*request.ScheduleTimeInSeconds += uint64(i)
+		ids = append(ids, create(t, c, request))
 	}
 	for _, w := range ways {
-		_, err := a.client(t, w).CreateTask(a.later())
+		request := a.later()
+		*request.ScheduleTimeInSeconds += 10
+		_, err := a.client(t, w).CreateTask(request)
 		wantCode(t, err, "LimitExceeded.PengingOrProcessingTasksExceedLimit")
 	}
 	for _, id := range ids {
