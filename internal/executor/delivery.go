@@ -18,8 +18,10 @@ type delivery struct {
 
 var _ mqtt.Delivery = (*delivery)(nil)
 
-// Source groups the messages of one task.
-func (d *delivery) Source() any { return d.run }
+// Source is the product of the task.
+func (d *delivery) Source() mqtt.Source {
+	return mqtt.Source{Tenant: d.run.task.Product.Namespace, Product: d.run.task.Product.ProductID, Task: d.run}
+}
 
 // Topic is the whole MQTT topic.
 func (d *delivery) Topic() string { return d.topic }

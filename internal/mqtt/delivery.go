@@ -24,12 +24,28 @@ var (
 // maxTopicBytes is the longest UTF-8 string MQTT can carry (MQTT 3.1.1 section 1.5.3). paho cuts longer ones without a word.
 const maxTopicBytes = 65535
 
+// Source says where a message comes from. When the broker drops a connection, what was in flight on it is told apart
+// by that: nobody suffers for what another has sent.
+type Source struct {
+	// Tenant is whom the product belongs to, such as a namespace.
+	Tenant string
+	// Product is what falls under suspicion as a whole: a product ID, which access lists of brokers tell apart.
+	Product string
+	// Task tells the tasks of a product apart, which take turns while it is under suspicion. It must be comparable;
+	// nil is one like any other.
+	Task any
+}
+
+// origin is what falls under suspicion as a whole.
+type origin struct{ tenant, product string }
+
+func (s Source) origin() origin { return origin{s.Tenant, s.Product} }
+
 // Delivery is one message on its way to the broker with QoS 1. Its methods are called from several goroutines, though
 // never two at once, and must not block.
 type Delivery interface {
-	// Source names whom the message belongs to, such as a task. It must be comparable. When the broker drops a
-	// connection, the messages of one source are told apart from those of the others.
-	Source() any
+	// Source says where the message comes from. It does not change.
+	Source() Source
 	// Topic is the full topic name.
 	Topic() string
 	// Payload must not change until Settle was called, nor shortly after: a message that is settled as abandoned may
@@ -47,10 +63,10 @@ type Delivery interface {
 // connection; whoever holds it may settle it or pass it on.
 type item struct {
 	delivery Delivery
-	source   any
+	source   Source
 	// seq orders messages by age.
 	seq uint64
-	// suspect: it was in flight on a connection that the broker dropped. Guarded by Pool.mu.
+	// suspect: it was in flight on a connection that the broker dropped. Guarded by quarantine.mu.
 	suspect bool
 	// sent: it was handed to a connection before.
 	sent bool

@@ -32,7 +32,7 @@
 //
 // Messages wait in one queue, which the shared connections empty. A connection
 // that is lost hands back what it had in flight. What the broker may have
-// dropped the connection for goes on in a lane of its source (see lane), where it can
+// dropped the connection for goes on in a lane of its product (see quarantine), where it can
 // harm only itself; the rest returns to the queue. A message that is not
 // acknowledged although later ones are goes on on a connection apart, so that
 // it does not end a shared one again and again.

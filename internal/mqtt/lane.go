@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,206 +10,150 @@ import (
 )
 
 const (
-	// maxActiveLanes bounds the connections of lanes; further lanes wait in line.
-	maxActiveLanes = 8
-	// laneTurn is how long a lane keeps its place while others wait in line.
+	// laneTurn is how long a lane keeps its place while others wait for theirs.
 	laneTurn = time.Second
 	// laneIdle is how long a lane with nothing to do keeps its connection.
 	laneIdle = time.Second
-	// lanePause follows a drop; it keeps a source full of refused messages from hammering the broker.
+	// lanePause follows a drop; it keeps a product full of refused messages from hammering the broker.
 	lanePause = 5 * time.Millisecond
-	// laneWindow is how many messages a lane sends at once in the beginning.
+	// laneWindow is how many messages of a task a lane sends at once in the beginning.
 	laneWindow = 64
-	// strikesToReject is how often in a row the broker must drop a message that is alone.
-	strikesToReject = 3
 	// probationEnd is how many messages must be acknowledged in a row after a rejection.
 	probationEnd = 1000
-	// probationMemory is how long a source on probation is remembered without any message.
-	probationMemory = 10 * time.Minute
+	// maxTries is how many drops in a row a task may cost before the others of the lane have a turn.
+	maxTries = 8
 )
 
-// lane takes the messages of one source apart from all others, over a connection of its own, after the broker has
-// dropped a connection that had messages of the source in flight. It finds out which of them, if any, the broker drops
-// connections for. It sends the oldest ones in batches of a window that shrinks to an eighth with each drop and doubles
-// with each batch that was acknowledged, so innocent messages are through after a few round trips.
+// lane takes the messages of one product apart from all others, over a connection of its own, after the broker has
+// dropped a connection that had messages of the product in flight. It finds out which of them, if any, the broker
+// drops connections for; see trial.
 //
-// # Evidence for a rejection
-//
-// Brokers restart, fail over and lose their minds; none of that may condemn a message. A strike counts when
-//
-//  1. the connection is fresh and the broker has answered a round trip on it just before,
-//  2. then this message was sent, alone, and the broker closed the connection before its PUBACK,
-//  3. the very next try to connect succeeded, a round trip included, and
-//  4. a shared connection was up when the message was first sent like this, and the broker has dropped none since.
-//
-// After three strikes without anything else in between the message is rejected. A try to connect that fails, or a
-// drop of a shared connection, takes all strikes back. So a broker would have to go down and come back three times,
-// each time within the moment between a round trip and a PUBACK, keep its other clients, and never be found closed. A
-// message whose evidence stays unclear is kept and tried on.
+// The tasks of the product take turns. The lane sends the oldest messages of one in batches of a window, which shrinks
+// to an eighth with each drop and doubles with each batch that was acknowledged: innocent messages are through after a
+// few round trips, and in the end the culprit is alone.
 //
 // # Who uses a lane
 //
-// As long as a lane has suspects, what its source publishes goes through it as well, else it might bring down the
-// shared connections one by one before the first verdict. When the last suspect has its result, the rest goes back to
-// the shared queue; but after a rejection the source is on probation until 1000 messages were acknowledged in a row.
+// As long as a lane has suspects, what its product publishes goes through it as well, else it might bring down the
+// shared connections one by one before the first verdict. When the last suspect has been acknowledged, the rest goes
+// back to the shared queue. But after a rejection, and after a suspect that nobody waited for any longer, the product
+// stays apart: until 1000 messages were acknowledged in a row and the time of its probation (Options.Probation) is
+// over. That costs an innocent product nothing but a connection.
 type lane struct {
-	pool   *Pool
-	source any
-	wake   chan struct{}
+	quarantine *quarantine
+	pool       *Pool
+	origin     origin
+	wake       chan struct{}
 
-	// Guarded by Pool.mu.
-	queue     []*item
-	unsorted  bool
-	suspects  int // in queue or in the batch being sent
-	probation bool
-	active    bool
-	inLine    bool
-	lastUsed  time.Time
+	// Guarded by quarantine.mu.
+	parts      map[any]*part
+	order      []*part // the parts as they have their turns; the first is next
+	suspects   int     // waiting, or in the batch that is being sent
+	apartUntil time.Time
+	clean      int // acknowledged since the last drop
+	guilty     bool
+	active     bool
+	inLine     bool
+	lastUsed   time.Time
 
 	// For the lane's goroutine, of which there is one at a time.
-	session *session
-	fresh   bool // nothing but a round trip has happened on session
-	window  int
-	clean   int // acknowledged since the last drop
-	pause   backoff
-	trial   trial
+	sender *sender
+	fresh  bool // nothing but a round trip has happened on it
+	pause  backoff
+	trial  trial
 }
 
-// trial is the evidence against the one message that is tried alone.
-type trial struct {
-	accused *item
-	strikes int
-	// pending: the last drop is a strike if the next connection is well.
-	pending bool
-	// drops is Pool.sharedDrops as it was when the accused was first sent.
-	drops uint64
-	// unwitnessed: no shared connection was up then, so none shows whether the broker drops others too.
-	unwitnessed bool
-	detail      error
+// part is what waits of one task.
+type part struct {
+	task     any
+	queue    []*item
+	unsorted bool
+	window   int
+	tries    int  // drops in a row
+	sending  bool // a batch of it is on its way
 }
 
-// accuse moves what a dropped connection had in flight to the lanes of the sources.
-func (p *Pool) accuse(items []*item) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, it := range items {
-		l := p.lanes[it.source]
-		if l == nil {
-			l = &lane{pool: p, source: it.source, wake: make(chan struct{}, 1), window: laneWindow}
-			p.lanes[it.source] = l
-			p.laneCount.Store(int32(len(p.lanes))) //nolint:gosec // at most the window
-		}
-		it.suspect = true
-		l.suspects++
-		l.add(it)
-	}
-}
-
-// divert gives a message to the lane of its source if there is one.
-func (p *Pool) divert(it *item) bool {
-	if p.laneCount.Load() == 0 {
-		return false
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := p.lanes[it.source]
-	if l == nil {
-		return false
-	}
-	l.add(it)
-	return true
-}
-
-// add needs Pool.mu.
+// add needs quarantine.mu.
 func (l *lane) add(it *item) {
-	if n := len(l.queue); n > 0 && l.queue[n-1].seq > it.seq {
-		l.unsorted = true
+	p := l.part(it)
+	if n := len(p.queue); n > 0 && p.queue[n-1].seq > it.seq {
+		p.unsorted = true
 	}
-	l.queue = append(l.queue, it)
+	p.queue = append(p.queue, it)
 	l.lastUsed = l.pool.clock.Now()
 	if l.active {
 		notify(l.wake)
 	} else if !l.inLine {
-		l.inLine = true
-		l.pool.line = append(l.pool.line, l)
-		notify(l.pool.laneWork)
+		l.quarantine.line(l)
 	}
 }
 
-func notify(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
+// part returns that of the message's task. It needs quarantine.mu.
+func (l *lane) part(it *item) *part {
+	p := l.parts[it.source.Task]
+	if p == nil {
+		p = &part{task: it.source.Task, window: laneWindow}
+		l.parts[p.task] = p
+		l.order = append(l.order, p)
 	}
+	return p
 }
 
-// runLanes starts lanes as places become free.
-func (p *Pool) runLanes(ctx, connCtx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.laneWork:
-		}
-		p.mu.Lock()
-		for p.active < maxActiveLanes && len(p.line) > 0 {
-			l := p.line[0]
-			p.line = slices.Delete(p.line, 0, 1)
-			l.inLine, l.active = false, true
-			p.active++
-			p.running.Go(func() { l.run(ctx, connCtx) })
-		}
-		p.mu.Unlock()
+// items returns all that waits. It needs quarantine.mu.
+func (l *lane) items() []*item {
+	var items []*item
+	for _, p := range l.order {
+		items = append(items, p.queue...)
 	}
+	return items
 }
 
 // run is the lane's turn.
 func (l *lane) run(ctx, connCtx context.Context) {
-	p := l.pool
-	began := p.clock.Now()
+	q := l.quarantine
+	began := l.pool.clock.Now()
 	for ctx.Err() == nil && l.hasWork(ctx, began) {
 		if !l.ready(ctx, connCtx) {
 			continue
 		}
-		if batch := l.take(); len(batch) > 0 {
-			l.send(ctx, batch)
+		if p, batch := l.take(); len(batch) > 0 {
+			l.send(ctx, p, batch)
 		}
 	}
 	l.hangUp()
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	l.active = false
-	p.active--
+	q.active--
 	// Whatever came after hasWork said no.
-	if len(l.queue) > 0 && p.lanes[l.source] == l {
-		l.inLine = true
-		p.line = append(p.line, l)
+	if len(l.order) > 0 && q.lanes[l.origin] == l {
+		q.line(l)
 	}
-	notify(p.laneWork)
+	notify(q.work)
 }
 
 // hasWork waits for something to send for a while, and says no when the lane is to give up its place.
 func (l *lane) hasWork(ctx context.Context, began time.Time) bool {
-	p := l.pool
+	q, clk := l.quarantine, l.pool.clock
 	for wait := true; ; wait = false {
-		p.mu.Lock()
-		if l.suspects == 0 && !l.probation {
+		q.mu.Lock()
+		if l.suspects == 0 && l.acquitted() {
 			l.dissolve()
-			p.mu.Unlock()
+			q.mu.Unlock()
 			return false
 		}
-		others := len(p.line) > 0
-		work := len(l.queue) > 0
-		p.mu.Unlock()
+		others := len(q.waiting) > 0
+		work := len(l.order) > 0
+		q.mu.Unlock()
 		switch {
-		case others && p.clock.Since(began) >= laneTurn:
+		case others && clk.Since(began) >= laneTurn:
 			return false
 		case work:
 			return true
 		case others || !wait:
 			return false
 		}
-		timer := p.clock.NewTimer(laneIdle)
+		timer := clk.NewTimer(laneIdle)
 		select {
 		case <-ctx.Done():
 		case <-l.wake:
@@ -218,21 +163,45 @@ func (l *lane) hasWork(ctx context.Context, began time.Time) bool {
 	}
 }
 
-// dissolve ends the lane; its source is like all others again. It needs Pool.mu.
-func (l *lane) dissolve() {
-	p := l.pool
-	for _, it := range l.queue {
-		p.queue <- it
+// acquitted says whether the product need not be kept apart any longer. It needs quarantine.mu.
+func (l *lane) acquitted() bool {
+	return l.apartUntil.IsZero() || l.clean >= probationEnd && !l.pool.clock.Now().Before(l.apartUntil)
+}
+
+// keepApart begins the product's probation, or begins it anew. It needs quarantine.mu.
+func (l *lane) keepApart() {
+	l.apartUntil = l.pool.clock.Now().Add(l.pool.options.Probation)
+	l.clean = 0
+	l.setGuilty(true)
+}
+
+// setGuilty needs quarantine.mu.
+func (l *lane) setGuilty(is bool) {
+	if l.guilty == is {
+		return
 	}
-	l.queue = nil
-	delete(p.lanes, l.source)
-	p.laneCount.Store(int32(len(p.lanes))) //nolint:gosec // at most the window
+	l.guilty = is
+	of := l.quarantine.guilty
+	if is {
+		of[l.origin.tenant]++
+	} else if of[l.origin.tenant]--; of[l.origin.tenant] == 0 {
+		delete(of, l.origin.tenant)
+	}
+}
+
+// dissolve ends the lane; its product is like all others again. It needs quarantine.mu.
+func (l *lane) dissolve() {
+	for _, it := range l.items() {
+		l.pool.queue <- it
+	}
+	l.parts, l.order = map[any]*part{}, nil
+	l.quarantine.close(l)
 }
 
 // ready sees to a connection that serves, with one more look at the evidence when it is a new one.
 func (l *lane) ready(ctx, connCtx context.Context) bool {
 	p := l.pool
-	if l.session != nil && !l.session.conn.isDead() && !p.renewalDue(l.session) {
+	if l.sender != nil && !l.sender.conn.isDead() && !p.renewalDue(l.sender) {
 		return true
 	}
 	l.hangUp()
@@ -244,58 +213,60 @@ func (l *lane) ready(ctx, connCtx context.Context) bool {
 	}
 	if err != nil {
 		// The broker is not well: what happened just before says nothing about a message.
-		l.trial = trial{}
+		l.trial.end()
 		p.log.V(1).Info("Cannot connect to find out about messages", "reason", err.Error())
 		p.sleep(ctx, l.pause.next())
 		return false
 	}
 	l.pause = backoff{}
-	l.session, l.fresh = s, true
-	l.judge()
+	l.sender, l.fresh = s, true
+	accused := l.trial.accused
+	if drop := l.trial.connected(p.witness()); drop != nil {
+		l.reject(accused, drop)
+	}
 	return true
 }
 
-// judge counts a strike now that the broker has shown that it is well, and rejects after enough of them.
-func (l *lane) judge() {
-	p := l.pool
-	if !l.trial.pending {
+// reject settles a message as refused, unless it was swept up meanwhile, not being live any more.
+func (l *lane) reject(accused *item, drop error) {
+	if !l.remove(accused) {
 		return
 	}
-	l.trial.pending = false
-	accused, detail := l.trial.accused, l.trial.detail
-	p.mu.Lock()
-	found := slices.Index(l.queue, accused) // it may have been swept up, not being live any more
-	if found < 0 || l.trial.unwitnessed || p.sharedDisturbed(l.trial.drops) {
-		p.mu.Unlock()
-		l.trial = trial{}
-		return
-	}
-	l.trial.strikes++
-	if l.trial.strikes < strikesToReject {
-		p.mu.Unlock()
-		return
-	}
-	l.queue = slices.Delete(l.queue, found, found+1)
-	l.clear(accused)
-	l.probation = true
-	p.mu.Unlock()
-	l.trial = trial{}
-	p.metrics.rejected.Inc()
-	p.settle(accused, fmt.Errorf("%w: %d times in a row, the last time with: %w", ErrRejected, strikesToReject, detail))
+	l.pool.metrics.rejected.Inc()
+	l.pool.settle(accused, fmt.Errorf("%w: %d times in a row, the last time with: %w", ErrRejected, strikesToReject, drop))
 }
 
-// sharedDisturbed says whether a shared connection has ended since sharedDrops was before, also if whoever serves it
-// has not noticed yet. It needs Pool.mu.
-func (p *Pool) sharedDisturbed(before uint64) bool {
-	for s := range p.shared {
-		if s.conn.isDead() {
-			return true
-		}
+// remove takes a message that waits, and was not acknowledged, out of the lane, and says whether it did wait.
+func (l *lane) remove(it *item) bool {
+	l.quarantine.mu.Lock()
+	defer l.quarantine.mu.Unlock()
+	p := l.parts[it.source.Task]
+	if p == nil {
+		return false
 	}
-	return p.sharedDrops.Load() != before
+	i := slices.Index(p.queue, it)
+	if i < 0 {
+		return false
+	}
+	p.queue = slices.Delete(p.queue, i, i+1)
+	l.flee(it)
+	l.endTurn(p)
+	return true
 }
 
-// clear notes that a message leaves the lane. It needs Pool.mu.
+// endTurn lets the others have their turn before a part, and forgets it where there is nothing of it. It needs
+// quarantine.mu.
+func (l *lane) endTurn(p *part) {
+	p.tries = 0
+	l.order = slices.DeleteFunc(l.order, func(other *part) bool { return other == p })
+	if len(p.queue) == 0 && !p.sending {
+		delete(l.parts, p.task)
+	} else {
+		l.order = append(l.order, p)
+	}
+}
+
+// clear notes that a message leaves the lane. It needs quarantine.mu.
 func (l *lane) clear(it *item) {
 	if it.suspect {
 		it.suspect = false
@@ -303,51 +274,74 @@ func (l *lane) clear(it *item) {
 	}
 }
 
-// take removes the oldest messages from the queue, up to the window.
-func (l *lane) take() []*item {
-	p := l.pool
-	p.mu.Lock()
-	if l.unsorted {
-		slices.SortFunc(l.queue, func(a, b *item) int {
-			if a.seq < b.seq {
-				return -1
-			}
-			return 1
-		})
-		l.unsorted = false
+// take removes the oldest messages of the part whose turn it is, up to its window.
+func (l *lane) take() (*part, []*item) {
+	l.quarantine.mu.Lock()
+	if len(l.order) == 0 {
+		l.quarantine.mu.Unlock()
+		return nil, nil
 	}
-	n := min(l.window, len(l.queue))
-	batch := slices.Clone(l.queue[:n])
-	l.queue = slices.Delete(l.queue, 0, n)
-	p.mu.Unlock()
+	p := l.order[0]
+	if p.unsorted {
+		slices.SortFunc(p.queue, func(a, b *item) int { return cmp.Compare(a.seq, b.seq) })
+		p.unsorted = false
+	}
+	n := min(p.window, len(p.queue))
+	batch := slices.Clone(p.queue[:n])
+	p.queue = slices.Delete(p.queue, 0, n)
+	p.sending = true
+	l.quarantine.mu.Unlock()
 	batch = slices.DeleteFunc(batch, func(it *item) bool { return !l.live(it) })
 	for _, it := range batch {
 		it.inBatch = true
 	}
-	return batch
+	if len(batch) == 0 {
+		l.quarantine.mu.Lock()
+		p.sending = false
+		l.endTurn(p)
+		l.quarantine.mu.Unlock()
+	}
+	return p, batch
 }
 
+// live settles a message that nobody waits for, and says whether it is to be kept.
 func (l *lane) live(it *item) bool {
 	if it.delivery.Live() {
 		return true
 	}
-	l.pool.mu.Lock()
-	l.clear(it)
-	l.pool.mu.Unlock()
+	l.quarantine.mu.Lock()
+	l.flee(it)
+	l.quarantine.mu.Unlock()
 	l.pool.settle(it, ErrAbandoned)
 	return false
 }
 
+// flee is clear for a message that leaves without its acknowledgement: a suspect leaves its product on probation, also
+// without a verdict. Else tasks that are over before theirs would cost everybody a shared connection each. It needs
+// quarantine.mu.
+func (l *lane) flee(it *item) {
+	if it.suspect {
+		l.keepApart()
+	}
+	l.clear(it)
+}
+
+// drop settles a message that is not live, if it still waits.
+func (l *lane) drop(it *item) {
+	if l.remove(it) {
+		l.pool.settle(it, ErrAbandoned)
+	}
+}
+
 // send sends a batch and waits for what becomes of it.
-func (l *lane) send(ctx context.Context, batch []*item) {
-	p := l.pool
-	s := l.session
+func (l *lane) send(ctx context.Context, p *part, batch []*item) {
+	s := l.sender
 	alone := l.fresh && len(batch) == 1
 	l.fresh = false
 	if alone {
-		l.try(batch[0])
+		l.trial.begin(batch[0], l.pool.witness())
 	} else {
-		l.trial = trial{}
+		l.trial.end()
 	}
 	rest := batch
 	s.startFeed(func() *item {
@@ -363,57 +357,35 @@ func (l *lane) send(ctx context.Context, batch []*item) {
 	if errors.Is(cause, errAckTimeout) && len(s.unacked) > 0 {
 		l.overdue(s.unacked[0])
 	}
-	back := l.putBack(batch, dropped)
+	back := l.putBack(p, batch, cause == nil, dropped)
 	if cause == nil {
-		l.trial = trial{}
-		l.window = min(2*l.window, p.options.Window)
+		l.trial.end()
 		return
 	}
-	l.session = nil
+	l.sender = nil
 	if !dropped {
-		l.trial = trial{}
+		l.trial.end()
 		return
 	}
-	l.clean = 0
-	l.window = max(1, l.window/8)
 	if alone && back == 1 {
-		l.trial.pending, l.trial.detail = true, cause
+		l.trial.dropped(cause)
 	}
 	pause := lanePause
-	if l.trial.unwitnessed {
+	if l.trial.blind() {
 		pause = reconnectMin // there is nothing to be found out before a shared connection is up
 	}
-	p.sleep(ctx, pause)
-}
-
-// try begins the trial of a message, or goes on with it. It comes before the message is sent.
-func (l *lane) try(accused *item) {
-	if l.trial.accused == accused {
-		return
-	}
-	p := l.pool
-	l.trial = trial{accused: accused, drops: p.sharedDrops.Load(), unwitnessed: true}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for s := range p.shared {
-		if !s.conn.isDead() {
-			l.trial.unwitnessed = false
-		}
-	}
+	l.pool.sleep(ctx, pause)
 }
 
 // acked is called from wait, so by the lane's goroutine.
 func (l *lane) acked(items []*item) {
+	l.quarantine.mu.Lock()
 	l.clean += len(items)
-	l.pool.mu.Lock()
 	for _, it := range items {
 		it.inBatch = false
 		l.clear(it)
 	}
-	if l.clean >= probationEnd {
-		l.probation = false
-	}
-	l.pool.mu.Unlock()
+	l.quarantine.mu.Unlock()
 	for _, it := range items {
 		l.pool.settle(it, nil)
 	}
@@ -421,16 +393,18 @@ func (l *lane) acked(items []*item) {
 
 func (l *lane) overdue(it *item) {
 	it.inBatch = false
-	l.pool.mu.Lock()
+	l.quarantine.mu.Lock()
 	l.clear(it)
-	l.pool.mu.Unlock()
+	l.quarantine.mu.Unlock()
 	l.pool.retryLater(it)
 }
 
-// putBack returns what has no result to the front of the queue and says how much that is.
-func (l *lane) putBack(batch []*item, dropped bool) int {
-	l.pool.mu.Lock()
-	defer l.pool.mu.Unlock()
+// putBack returns what has no result to the front of its part and says how much that is. It sets the part's window,
+// and whose turn is next: that of the others, once the batch was acknowledged or the part has had its tries. Until then
+// a culprit is sought without anything in between.
+func (l *lane) putBack(p *part, batch []*item, acked, dropped bool) int {
+	l.quarantine.mu.Lock()
+	defer l.quarantine.mu.Unlock()
 	var back []*item // the goroutine that sends may still look at batch, so that stays as it is
 	for _, it := range batch {
 		if !it.inBatch {
@@ -443,51 +417,24 @@ func (l *lane) putBack(batch []*item, dropped bool) int {
 			l.suspects++
 		}
 	}
-	l.queue = slices.Concat(back, l.queue)
+	p.queue, p.sending = slices.Concat(back, p.queue), false
+	switch {
+	case acked:
+		p.window, p.tries = min(2*p.window, l.pool.options.Window), 0
+	case dropped:
+		l.clean = 0
+		p.window = max(1, p.window/8)
+		p.tries++
+	}
+	if p.tries == 0 || p.tries >= maxTries {
+		l.endTurn(p)
+	}
 	return len(back)
 }
 
 func (l *lane) hangUp() {
-	if l.session != nil {
-		l.session.close()
-		l.session = nil
-	}
-}
-
-// sweepLanes settles waiting messages that are not live, and forgets lanes that were not used for long. Live is asked
-// without the lock, for the caller may hold one of its own in Publish.
-func (p *Pool) sweepLanes() {
-	now := p.clock.Now()
-	waiting := map[*lane][]*item{}
-	p.mu.Lock()
-	for source, l := range p.lanes {
-		if len(l.queue) > 0 {
-			waiting[l] = slices.Clone(l.queue)
-		} else if !l.active && !l.inLine && now.Sub(l.lastUsed) >= probationMemory {
-			delete(p.lanes, source)
-		}
-	}
-	p.laneCount.Store(int32(len(p.lanes))) //nolint:gosec // at most the window, and sources on probation
-	p.mu.Unlock()
-	for l, queue := range waiting {
-		for _, it := range queue {
-			if !it.delivery.Live() {
-				l.drop(it)
-			}
-		}
-	}
-}
-
-// drop settles a message that is not live, if it still waits in the queue.
-func (l *lane) drop(it *item) {
-	l.pool.mu.Lock()
-	i := slices.Index(l.queue, it)
-	if i >= 0 {
-		l.queue = slices.Delete(l.queue, i, i+1)
-		l.clear(it)
-	}
-	l.pool.mu.Unlock()
-	if i >= 0 {
-		l.pool.settle(it, ErrAbandoned)
+	if l.sender != nil {
+		l.sender.close()
+		l.sender = nil
 	}
 }

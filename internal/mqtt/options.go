@@ -20,6 +20,7 @@ const (
 	DefaultWindow            = 1000
 	DefaultMaxPayloadBytes   = 256 * 1024
 	DefaultAckTimeout        = 20 * time.Second
+	DefaultProbation         = 10 * time.Minute
 	DefaultWriteTimeout      = 5 * time.Second
 	DefaultConnectTimeout    = 10 * time.Second
 	DefaultKeepAlive         = 30 * time.Second
@@ -32,7 +33,7 @@ const (
 	maxWindow = 32768
 	// maxPayload keeps a packet below the 268,435,455 bytes of MQTT 3.1.1 section 2.2.3, whatever the topic.
 	maxPayload = 268_435_455 - maxTopicBytes - 4
-	// maxClientIDPrefix leaves room for the suffix in what every broker must accept (see session.go).
+	// maxClientIDPrefix leaves room for the suffix in what every broker must accept (see sender.go).
 	maxClientIDPrefix = 64
 )
 
@@ -70,6 +71,8 @@ type Options struct {
 	// AckTimeout is how long a PUBACK may take before the message is sent again, provided that a message sent later on
 	// the same connection was acknowledged or none has been for that long (a slow broker is given time). 20 s.
 	AckTimeout time.Duration
+	// Probation is how long a product stays apart from the others, at least, after a message of it was rejected. 10 min.
+	Probation time.Duration
 	// WriteTimeout is how long the broker may take no bytes before the connection is given up. 5 s.
 	WriteTimeout time.Duration
 	// ConnectTimeout bounds dialling, and the handshake after it. 10 s.
@@ -100,6 +103,7 @@ func (o *Options) setDefaults() {
 	o.Window = cmp.Or(o.Window, DefaultWindow)
 	o.MaxPayloadBytes = cmp.Or(o.MaxPayloadBytes, DefaultMaxPayloadBytes)
 	o.AckTimeout = cmp.Or(o.AckTimeout, DefaultAckTimeout)
+	o.Probation = cmp.Or(o.Probation, DefaultProbation)
 	o.WriteTimeout = cmp.Or(o.WriteTimeout, DefaultWriteTimeout)
 	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, DefaultConnectTimeout)
 	o.KeepAlive = cmp.Or(o.KeepAlive, DefaultKeepAlive)
@@ -119,6 +123,7 @@ func (o *Options) validate(to target) error {
 		v    time.Duration
 	}{
 		{"AckTimeout", o.AckTimeout},
+		{"Probation", o.Probation},
 		{"WriteTimeout", o.WriteTimeout},
 		{"ConnectTimeout", o.ConnectTimeout},
 		{"FileCheckInterval", o.FileCheckInterval},

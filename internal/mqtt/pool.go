@@ -41,25 +41,20 @@ type Pool struct {
 	retry chan *item
 	// retryWork says that retry may hold something.
 	retryWork chan struct{}
-	// laneWork says that a lane may be started.
-	laneWork chan struct{}
 	// current is what the files held when they were last looked at.
 	current atomic.Pointer[fingerprint]
 
-	running     sync.WaitGroup
-	sharedUp    atomic.Int32
-	sharedDrops atomic.Uint64 // shared connections that have ended, other than in order
-	laneCount   atomic.Int32  // len(lanes), for a look without the lock
-	done        chan struct{} // closed with the pool
+	running    sync.WaitGroup
+	sharedUp   atomic.Int32
+	quarantine *quarantine
+	done       chan struct{} // closed with the pool
 
 	mu     sync.Mutex
 	seq    uint64
 	began  bool
 	closed bool
-	shared map[*session]chan struct{} // closing the channel makes the session drain and be renewed
-	lanes  map[any]*lane
-	active int     // lanes that have a connection or try to get one
-	line   []*lane // lanes that wait to be active
+	shared map[*sender]chan struct{} // closing the channel makes the sender drain and be renewed
+	ended  uint64                    // shared connections that have ended, other than in order
 }
 
 // New makes a pool that is not connected yet. It returns an error that names the option that is wrong; whether files
@@ -78,9 +73,9 @@ func New(opts Options) (*Pool, error) {
 		options: opts, clock: opts.Clock, metrics: opts.Metrics,
 		log:   opts.Log.WithValues("broker", to.url.Scheme+"://"+to.url.Host),
 		slots: make(chan struct{}, opts.Window), queue: make(chan *item, opts.Window), retry: make(chan *item, opts.Window),
-		retryWork: make(chan struct{}, 1), laneWork: make(chan struct{}, 1), done: make(chan struct{}),
-		shared: map[*session]chan struct{}{}, lanes: map[any]*lane{},
+		retryWork: make(chan struct{}, 1), done: make(chan struct{}), shared: map[*sender]chan struct{}{},
 	}
+	p.quarantine = newQuarantine(p)
 	p.files = files{options: &p.options, target: to}
 	return p, nil
 }
@@ -103,7 +98,7 @@ func (p *Pool) Start(ctx context.Context) error {
 		p.running.Go(func() { p.runShared(ctx, connCtx) })
 	}
 	p.running.Go(func() { p.runRetry(ctx, connCtx) })
-	p.running.Go(func() { p.runLanes(ctx, connCtx) })
+	p.running.Go(func() { p.quarantine.run(ctx, connCtx) })
 	p.running.Go(func() { p.watchFiles(ctx) })
 	p.running.Go(func() { p.sweepWaiting(ctx) })
 
@@ -159,6 +154,21 @@ func (p *Pool) Publish(ctx context.Context, d Delivery) error {
 // Connected says whether a shared connection to the broker is up.
 func (p *Pool) Connected() bool { return p.sharedUp.Load() > 0 }
 
+// witness tells what the shared connections say of the broker, also of one whose end nobody has dealt with yet.
+func (p *Pool) witness() witness {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := witness{ended: p.ended}
+	for s := range p.shared {
+		if s.conn.isDead() {
+			w.ended++
+		} else {
+			w.up = true
+		}
+	}
+	return w
+}
+
 // settle gives a message its result. Whoever calls it must be the holder, once.
 func (p *Pool) settle(it *item, err error) {
 	p.metrics.inFlight.Dec()
@@ -191,7 +201,7 @@ func (f feedLine) overdue(it *item) { f.pool.retryLater(it) }
 
 // serve keeps a connection busy from the queue until stop or ctx ends that in an orderly way (nil), or it is lost.
 // Whatever is left then has been passed on.
-func (f feedLine) serve(ctx context.Context, s *session, stop <-chan struct{}) error {
+func (f feedLine) serve(ctx context.Context, s *sender, stop <-chan struct{}) error {
 	p := f.pool
 	s.startFeed(func() *item {
 		for {
@@ -211,7 +221,7 @@ func (f feedLine) serve(ctx context.Context, s *session, stop <-chan struct{}) e
 			case <-s.conn.dead:
 				return nil
 			case it := <-f.queue:
-				if p.live(it) && !p.divert(it) {
+				if p.live(it) && !p.quarantine.divert(it) {
 					return it
 				}
 			}
@@ -223,7 +233,7 @@ func (f feedLine) serve(ctx context.Context, s *session, stop <-chan struct{}) e
 		s.close()
 		return nil
 	case brokerDropped(cause):
-		p.accuse(s.unacked)
+		p.quarantine.accuse(s.unacked)
 	default:
 		for i, it := range s.unacked {
 			if i == 0 && errors.Is(cause, errAckTimeout) {
@@ -261,11 +271,11 @@ func (p *Pool) runShared(ctx, connCtx context.Context) {
 
 		p.sharedUp.Add(-1)
 		p.metrics.connected.Dec()
-		if err != nil {
-			p.sharedDrops.Add(1) // before it leaves shared: see sharedDisturbed
-		}
 		p.mu.Lock()
 		delete(p.shared, s)
+		if err != nil {
+			p.ended++
+		}
 		p.mu.Unlock()
 		if err == nil {
 			continue // closed by us: to be renewed, or for good
@@ -334,7 +344,7 @@ func (p *Pool) sweepWaiting(ctx context.Context) {
 		for _, queue := range []chan *item{p.queue, p.retry} {
 			p.sweepQueue(queue)
 		}
-		p.sweepLanes()
+		p.quarantine.sweep()
 	}
 }
 
@@ -374,7 +384,7 @@ func (p *Pool) watchFiles(ctx context.Context) {
 }
 
 // renewalDue says whether a connection was made with files that have changed since.
-func (p *Pool) renewalDue(s *session) bool {
+func (p *Pool) renewalDue(s *sender) bool {
 	current := p.current.Load()
 	return current != nil && *current != s.files && p.clock.Since(s.since) > p.options.FileCheckInterval
 }
@@ -404,12 +414,8 @@ func (p *Pool) abandonAll() {
 	p.mu.Lock()
 	p.closed = true
 	close(p.done)
-	var left []*item
-	for _, l := range p.lanes {
-		left = append(left, l.queue...)
-	}
-	clear(p.lanes)
 	p.mu.Unlock()
+	left := p.quarantine.empty()
 	for _, queue := range []chan *item{p.queue, p.retry} {
 		for len(queue) > 0 {
 			left = append(left, <-queue)

@@ -79,8 +79,8 @@ func contents(messages []*Inbound) string {
 	return strings.Join(all, " ")
 }
 
-// sender publishes with QoS 1.
-func sender(t *testing.T, url string) func(topic, payload string) {
+// publisher publishes with QoS 1.
+func publisher(t *testing.T, url string) func(topic, payload string) {
 	t.Helper()
 	c := paho.NewClient(paho.NewClientOptions().AddBroker(url).SetClientID("sender"))
 	if token := c.Connect(); !token.WaitTimeout(time.Minute) || token.Error() != nil {
@@ -102,7 +102,7 @@ func TestAcknowledgementsInOrder(t *testing.T) {
 	broker := mqtttest.StartMosquitto(t, mqtttest.WithConfig("log_dest file "+log, "log_type debug"))
 	l := listen(t, SubscriberOptions{Options: Options{URL: broker.URL()}})
 	eventually(t, "subscribed", l.Connected)
-	send := sender(t, broker.URL())
+	send := publisher(t, broker.URL())
 	for i := range 6 {
 		send("a/b", fmt.Sprint(i))
 	}
@@ -150,7 +150,7 @@ func TestReply(t *testing.T) {
 		},
 	})
 	eventually(t, "subscribed", l.Connected)
-	send := sender(t, broker.URL())
+	send := publisher(t, broker.URL())
 	for i := range 100 {
 		send("a/b", fmt.Sprint(i))
 	}

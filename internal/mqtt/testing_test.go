@@ -17,7 +17,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // message is a Delivery that remembers how it was settled.
 type message struct {
-	source  string
+	source  string // the product
+	tenant  string
+	task    any
 	topic   string
 	payload []byte
 	dead    *atomic.Bool // shared by a group; nil lives for ever
@@ -27,7 +29,7 @@ type message struct {
 	group   *group
 }
 
-func (m *message) Source() any     { return m.source }
+func (m *message) Source() Source  { return Source{Tenant: m.tenant, Product: m.source, Task: m.task} }
 func (m *message) Topic() string   { return m.topic }
 func (m *message) Payload() []byte { return m.payload }
 func (m *message) Live() bool      { return m.dead == nil || !m.dead.Load() }

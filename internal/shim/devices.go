@@ -78,7 +78,7 @@ func (d devices) update(ctx context.Context, a account, request *qcloud.UpdateDe
 	}
 	if delta := shadow.DeltaMessage(doc, d.now()); delta != nil {
 		topic := shadow.ResultTopic(request.ProductID, request.DeviceName)
-		if err := publish(ctx, d.publisher, a.namespace, topic, delta); err != nil {
+		if err := publish(ctx, d.publisher, a.fleet(request.Device), topic, delta); err != nil {
 			return nil, fmt.Errorf("the shadow of device %s/%s has version %d now, but the device was not told: %w", request.ProductID, request.DeviceName, doc.Version, err)
 		}
 	}
@@ -129,7 +129,7 @@ func (d devices) publish(ctx context.Context, a account, request *qcloud.Publish
 	if _, err := d.read(ctx, a, request.Device); err != nil {
 		return nil, err
 	}
-	if err := publish(ctx, d.publisher, a.namespace, request.Topic, request.Payload); err != nil {
+	if err := publish(ctx, d.publisher, a.fleet(request.Device), request.Topic, request.Payload); err != nil {
 		return nil, err
 	}
 	return qcloud.PublishResult{}, nil

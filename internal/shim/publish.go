@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/mqtt"
 )
 
@@ -17,7 +18,7 @@ type Publisher interface {
 // message is one message of a call on its way to the broker.
 type message struct {
 	ctx     context.Context // Live asks it; the message lives as long as its call
-	account string
+	product fleet.Product
 	topic   string
 	payload []byte
 	settled chan error
@@ -25,9 +26,11 @@ type message struct {
 
 var _ mqtt.Delivery = (*message)(nil)
 
-// Source groups the messages of one account, so that one that makes the broker hang
-// up delays nobody else's.
-func (m *message) Source() any { return m.account }
+// Source is the product, so that a message that makes the broker hang up delays no
+// other product's.
+func (m *message) Source() mqtt.Source {
+	return mqtt.Source{Tenant: m.product.Namespace, Product: m.product.ProductID}
+}
 
 // Topic is the whole MQTT topic.
 func (m *message) Topic() string { return m.topic }
@@ -43,8 +46,8 @@ func (m *message) Settle(err error) { m.settled <- err }
 
 // publish returns nil once the broker has acknowledged the message. After an error
 // the broker may have it all the same.
-func publish(ctx context.Context, publisher Publisher, account, topic string, payload []byte) error {
-	m := &message{ctx: ctx, account: account, topic: topic, payload: payload, settled: make(chan error, 1)}
+func publish(ctx context.Context, publisher Publisher, product fleet.Product, topic string, payload []byte) error {
+	m := &message{ctx: ctx, product: product, topic: topic, payload: payload, settled: make(chan error, 1)}
 	err := publisher.Publish(ctx, m)
 	if err == nil {
 		select {

@@ -31,19 +31,19 @@ var (
 	errShutdown    = errors.New("the pool is being closed")
 )
 
-// owner is told what becomes of the messages on a session. It must not block.
+// owner is told what becomes of the messages of a sender. It must not block.
 type owner interface {
 	// acked gets messages whose PUBACK has come.
 	acked(items []*item)
-	// overdue gets a message without PUBACK after AckTimeout, although one sent later has its own. The session has
+	// overdue gets a message without PUBACK after AckTimeout, although one sent later has its own. The sender has
 	// let go of it.
 	overdue(it *item)
 }
 
-// session publishes on one link. One goroutine sends (feed), another
+// sender publishes on one link. One goroutine sends (feed), another
 // waits for the PUBACKs in the order sent (wait). Sending may hang inside paho for twice WriteTimeout when the
 // connection has just died; wait does not wait for that, it takes the message back and leaves the goroutine to end by itself.
-type session struct {
+type sender struct {
 	*link
 	clock   clock.WithTicker
 	metrics *Metrics
@@ -65,7 +65,7 @@ type session struct {
 	ackedAt time.Time
 	late    int
 	done    []*item
-	unacked []*item // after the end: what the session leaves behind, oldest first
+	unacked []*item // after the end: what the sender leaves behind, oldest first
 }
 
 // entry is a message in flight. The token is nil while it is being handed to paho.
@@ -77,7 +77,7 @@ type entry struct {
 }
 
 // connect makes a connection. Ending ctx aborts the attempt, and the connection later.
-func (p *Pool) connect(ctx context.Context) (*session, error) {
+func (p *Pool) connect(ctx context.Context) (*sender, error) {
 	l, err := p.files.open(ctx, newClientID(p.options.ClientIDPrefix), func(o *paho.ClientOptions) {
 		// See the package comment: a clean session makes a token worth something.
 		o.SetCleanSession(true).SetOrderMatters(false)
@@ -86,7 +86,7 @@ func (p *Pool) connect(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &session{
+	return &sender{
 		link: l, clock: p.clock, metrics: p.metrics, opts: &p.options,
 		spawn: p.running.Go, wake: make(chan struct{}, 1),
 	}, nil
@@ -94,7 +94,7 @@ func (p *Pool) connect(ctx context.Context) (*session, error) {
 
 // startFeed sends what next returns, until that is nil or the connection has ended. A message that was taken from next
 // and not sent goes to giveBack. It ends before wait returns nil.
-func (s *session) startFeed(next func() *item, giveBack func(*item)) {
+func (s *sender) startFeed(next func() *item, giveBack func(*item)) {
 	s.mu.Lock()
 	s.feeding = true
 	s.mu.Unlock()
@@ -114,7 +114,7 @@ func (s *session) startFeed(next func() *item, giveBack func(*item)) {
 
 // publish sends one message. False says that the connection has ended and the message was not sent. It is entered as
 // in flight first, so that it has an owner whatever happens while paho has it.
-func (s *session) publish(it *item) bool {
+func (s *sender) publish(it *item) bool {
 	if s.conn.isDead() {
 		return false
 	}
@@ -148,7 +148,7 @@ func (s *session) publish(it *item) bool {
 }
 
 // rouse needs s.mu.
-func (s *session) rouse() {
+func (s *sender) rouse() {
 	if s.asleep {
 		s.asleep = false
 		select {
@@ -163,7 +163,7 @@ func (s *session) rouse() {
 //
 // It waits for the oldest message; a sweep now and then finds those that were acknowledged out of order behind one
 // that is not, so that nothing waits for that one. Deadlines rise in the order sent, so the same sweep serves them.
-func (s *session) wait(o owner) error {
+func (s *sender) wait(o owner) error {
 	tick := s.clock.NewTicker(min(sweepInterval, s.opts.AckTimeout/4))
 	defer tick.Stop()
 	for {
@@ -191,7 +191,7 @@ func (s *session) wait(o owner) error {
 
 // collect passes on the acknowledged messages at the head of the line. It returns what the new head waits for (nil
 // when there is none), whether all is done, and the error of a publish that failed.
-func (s *session) collect(o owner) (head <-chan struct{}, finished bool, failed error) {
+func (s *sender) collect(o owner) (head <-chan struct{}, finished bool, failed error) {
 	s.mu.Lock()
 	s.done = s.done[:0]
 	now := s.clock.Now()
@@ -232,7 +232,7 @@ func state(token paho.Token) (acked bool, err error) {
 	}
 }
 
-func (s *session) pass(e *entry, now time.Time) {
+func (s *sender) pass(e *entry, now time.Time) {
 	s.done = append(s.done, e.item)
 	s.ackedNo = max(s.ackedNo, e.no+1)
 	s.ackedAt = now
@@ -240,7 +240,7 @@ func (s *session) pass(e *entry, now time.Time) {
 }
 
 // sweep takes out what was acknowledged out of order, then looks at what is overdue.
-func (s *session) sweep(o owner) {
+func (s *sender) sweep(o owner) {
 	now := s.clock.Now()
 	var late []*item
 	s.mu.Lock()
@@ -291,7 +291,7 @@ func (s *session) sweep(o owner) {
 }
 
 // keep drops the entries that f does not keep. It needs s.mu.
-func (s *session) keep(f func(*entry) bool) {
+func (s *sender) keep(f func(*entry) bool) {
 	kept := s.flight[:s.first]
 	for i := s.first; i < len(s.flight); i++ {
 		if f(&s.flight[i]) {
@@ -304,7 +304,7 @@ func (s *session) keep(f func(*entry) bool) {
 
 // end takes everything back from a connection that is over. It waits for paho to have gone through the PUBACKs it has
 // read; should that fail to end, nothing is wrong but that some messages are sent again.
-func (s *session) end(o owner) error {
+func (s *sender) end(o owner) error {
 	timer := s.clock.NewTimer(s.opts.WriteTimeout + closeTimeout)
 	defer timer.Stop()
 	s.conn.fail(errGivenUp)
@@ -339,7 +339,7 @@ func (s *session) end(o owner) error {
 }
 
 // close ends a connection that has nothing in flight.
-func (s *session) close() {
+func (s *sender) close() {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
@@ -348,7 +348,7 @@ func (s *session) close() {
 
 // roundTrip asks the broker for an answer that has no effect: UNSUBACK for a subscription that never was. It tells
 // whether the broker serves this connection.
-func (s *session) roundTrip() error {
+func (s *sender) roundTrip() error {
 	_, err := s.await(s.clock, s.opts.ConnectTimeout, s.spawn, func() paho.Token {
 		return s.client.Unsubscribe("batchtask/health/" + s.id)
 	})
