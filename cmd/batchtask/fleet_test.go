@@ -252,7 +252,7 @@ func TestRowsFinish(t *testing.T) {
 			var text strings.Builder
 			r := newRows(&text, output, "DEVICE")
 			for range n {
-				if err := r.write(listedDevice{Name: "a"}, "a"); err != nil {
+				if err := r.write(listedDevice{Name: "Q"}, "Q"); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -260,7 +260,7 @@ func TestRowsFinish(t *testing.T) {
 			if early := strings.HasPrefix(fmt.Sprint(err), fmt.Sprintf("ended early, after %d rows", n)); !errors.Is(err, own) || early != (n > 0) {
 				t.Errorf("%s, %d rows: error %v", output, n, err)
 			}
-			if rows := strings.Count(text.String(), "a"); rows != n || n == 0 && text.String() != "" {
+			if rows := strings.Count(text.String(), "Q"); rows != n || n == 0 && text.String() != "" {
 				t.Errorf("%s, %d rows: %q", output, n, text.String())
 			}
 		}
