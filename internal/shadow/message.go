@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"unicode/utf8"
 )
 
 // Types of messages that devices send.
@@ -49,7 +48,7 @@ type Message struct {
 // part and not write to it, so "desired" is null or absent.
 func ParseMessage(payload []byte) (Message, error) {
 	if len(payload) > MaxMessageBytes {
-		return Message{}, &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("the message has %d bytes", len(payload))}
+		return addresseeOfLarge(payload), &DocumentError{Kind: ErrTooLarge, Detail: fmt.Sprintf("the message has %d bytes", len(payload))}
 	}
 	text := string(payload)
 	m := addressee(text)
@@ -69,28 +68,6 @@ func ParseMessage(payload []byte) (Message, error) {
 	default:
 		return m, wrong("type", `it is neither "get" nor "update"`)
 	}
-}
-
-// addressee reads the type and the token of a message that may be wrong in other
-// ways, so that the device can tell which message an error is for. Of a member that
-// stands twice it takes the last.
-func addressee(text string) Message {
-	var m Message
-	var envelope map[string]json.RawMessage
-	if !utf8.ValidString(text) || json.Unmarshal([]byte(text), &envelope) != nil {
-		return m
-	}
-	var kind string
-	if json.Unmarshal(envelope["type"], &kind) == nil && (kind == TypeGet || kind == TypeUpdate) {
-		m.Type = kind
-	}
-	if token := envelope["clientToken"]; len(token) > 0 {
-		switch c := token[0]; {
-		case c == '"', c == '-', '0' <= c && c <= '9':
-			m.ClientToken = token
-		}
-	}
-	return m
 }
 
 func parseUpdate(message Object) (Update, error) {
