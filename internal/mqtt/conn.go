@@ -41,6 +41,8 @@ type bufferedConn struct {
 	flushed chan struct{}
 	// silence is how many nanoseconds a Read may wait for the peer; 0 is for ever.
 	silence atomic.Int64
+	// cut, if it is set, is what Read reads from.
+	cut *cutter
 
 	mu      sync.Mutex
 	more    sync.Cond // the buffer got something, or the state changed
@@ -65,6 +67,27 @@ func newBufferedConn(conn net.Conn, clk clock.WithTicker, writeTimeout time.Dura
 }
 
 func (c *bufferedConn) Read(p []byte) (int, error) {
+	if c.cut == nil {
+		return c.read(p)
+	}
+	n, err := c.cut.Read(p)
+	if err != nil {
+		c.fail(err)
+		return n, c.cause()
+	}
+	return n, nil
+}
+
+// shorten makes no packet longer than most that Read gives, before its first call.
+func (c *bufferedConn) shorten(most int) {
+	c.cut = &cutter{from: readerFunc(c.read), most: most}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func (c *bufferedConn) read(p []byte) (int, error) {
 	if silence := c.silence.Load(); silence > 0 && c.reader.Buffered() == 0 {
 		if err := c.Conn.SetReadDeadline(c.clock.Now().Add(time.Duration(silence))); err != nil {
 			c.fail(err)

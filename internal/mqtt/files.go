@@ -27,6 +27,7 @@ type access struct {
 type files struct {
 	options *Options
 	target  target
+	shorten int // how long a packet may be that comes; 0 is any length
 }
 
 // read reads every file once and builds access from exactly what was fingerprinted. A mix of an old and a new file

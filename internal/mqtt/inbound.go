@@ -3,6 +3,7 @@ package mqtt
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 )
@@ -19,7 +20,7 @@ type Inbound struct {
 // Topic is the topic that it was published to.
 func (m *Inbound) Topic() string { return m.message.Topic() }
 
-// Payload is its content. It must not be changed.
+// Payload is its content, of a message of more than 1 MiB the beginning. It must not be changed.
 func (m *Inbound) Payload() []byte { return m.message.Payload() }
 
 // Retained says that the broker had kept the message, so that nobody has sent it just now.
@@ -58,6 +59,8 @@ func (m *Inbound) Reply(topic string, payload []byte) error {
 type ackLine struct {
 	mu      sync.Mutex
 	waiting []*Inbound
+	// heldUp is how many of waiting are acked, but for those before them.
+	heldUp atomic.Int64
 }
 
 func (l *ackLine) add(m *Inbound) {
@@ -72,10 +75,15 @@ func (l *ackLine) add(m *Inbound) {
 func (l *ackLine) settle(m *Inbound) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if m.acked || m.message.Qos() == 0 {
+		return
+	}
 	m.acked = true
+	l.heldUp.Add(1)
 	for len(l.waiting) > 0 && l.waiting[0].acked {
 		l.waiting[0].message.Ack()
 		l.waiting[0] = nil
 		l.waiting = l.waiting[1:]
+		l.heldUp.Add(-1)
 	}
 }

@@ -55,6 +55,9 @@ func (f files) open(ctx context.Context, id string, set func(*paho.ClientOptions
 			return nil, err
 		}
 		l.conn = newBufferedConn(conn, f.options.Clock, f.options.WriteTimeout)
+		if f.shorten > 0 {
+			l.conn.shorten(f.shorten)
+		}
 		l.unhook = context.AfterFunc(ctx, func() { l.conn.fail(errShutdown) })
 		return l.conn, nil
 	})

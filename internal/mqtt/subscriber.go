@@ -40,6 +40,7 @@ type Subscriber struct {
 	files   files
 	log     logr.Logger
 	up      atomic.Bool
+	acks    atomic.Pointer[ackLine] // of the last connection
 	running sync.WaitGroup
 }
 
@@ -63,12 +64,21 @@ func NewSubscriber(opts SubscriberOptions) (*Subscriber, error) {
 	}
 	opts.URL = "" // it may hold a password
 	s := &Subscriber{options: opts, log: opts.Log.WithValues("broker", to.url.Scheme+"://"+to.url.Host, "clientID", opts.ClientID)}
-	s.files = files{options: &s.options.Options, target: to}
+	s.files = files{options: &s.options.Options, target: to, shorten: maxInboundBytes}
 	return s, nil
 }
 
 // Connected says whether the connection is up and the subscription granted.
 func (s *Subscriber) Connected() bool { return s.up.Load() }
+
+// HeldUp is how many messages of the connection were acknowledged, and wait for a message before them that was not:
+// the broker gets acknowledgements in the order of the messages.
+func (s *Subscriber) HeldUp() int {
+	if acks := s.acks.Load(); acks != nil {
+		return int(acks.heldUp.Load())
+	}
+	return 0
+}
 
 // Start keeps the connection until ctx ends, and then closes it. What was not acknowledged by then, the broker sends
 // again to the next connection with this ClientID.
@@ -111,6 +121,7 @@ func (s *Subscriber) connect(ctx context.Context) (*link, error) {
 	attempt := context.AfterFunc(ctx, cut)
 	defer attempt()
 	acks := &ackLine{}
+	s.acks.Store(acks)
 	var l *link
 	ready := make(chan struct{}) // closed when l is set, or never will be
 	opened, err := s.files.open(connCtx, s.options.ClientID, func(o *paho.ClientOptions) {
