@@ -132,9 +132,7 @@ func (s *Subscriber) connect(ctx context.Context) (*link, error) {
 			if <-ready; l == nil {
 				return
 			}
-			m := &Inbound{message: message, link: l, acks: acks}
-			acks.add(m)
-			s.options.Receive(m)
+			s.options.Receive(&Inbound{message: message, link: l, ack: acks.add(message, l.conn)})
 		})
 	})
 	l = opened
