@@ -23,6 +23,10 @@ import (
 // The role of the shadow service is config/shadow/role.yaml, written by hand: the
 // generator makes one role, the manager's, of all markers that it finds.
 
+// objectsAtOnce is how many Device objects are written at once: an API server takes no more
+// of them a second from more.
+const objectsAtOnce = 32
+
 // shadowOptions are the settings of the shadow service.
 type shadowOptions struct {
 	commonOptions
@@ -34,11 +38,11 @@ func (o *shadowOptions) bind(flags *pflag.FlagSet) {
 
 	flags.StringVar(&o.service.ClientID, "mqtt-client-id", service.DefaultClientID, "client ID at the broker, under which it keeps messages while no replica is connected; the same for all replicas")
 	flags.StringVar(&o.service.SharedGroup, "mqtt-shared-group", "", "subscribe as a member of this group, among which the broker divides the messages; needs --leader-elect=false, and a --mqtt-client-id for each replica")
-	flags.IntVar(&o.service.Workers, "workers", service.DefaultWorkers, "how many messages are carried out at once")
-	flags.IntVar(&o.service.QueueLength, "queue-length", service.DefaultQueueLength, "how many messages may wait before nothing more is read from the broker")
+	flags.IntVar(&o.service.Workers, "workers", service.DefaultWorkers, "how many messages are carried out at once; of one namespace an eighth of it")
+	flags.IntVar(&o.service.QueueLength, "queue-length", service.DefaultQueueLength, "how many messages of up to 4 KiB may be held, larger ones count for several; of several namespaces none holds more than an eighth, and what is over that is refused")
 	flags.Float64Var(&o.service.Rate, "device-rate", service.DefaultRate, "how many messages a second a device may send; what is over that is dropped")
 	flags.IntVar(&o.service.Burst, "device-burst", service.DefaultBurst, "how many messages a device may send at once")
-	flags.DurationVar(&o.service.RetryTime, "retry-time", service.DefaultRetryTime, "how long a shadow that cannot be read or written is tried again before the device gets an error")
+	flags.DurationVar(&o.service.RetryTime, "retry-time", service.DefaultRetryTime, "how long a shadow that cannot be read or written is tried again before the device gets an error; a product whose store has failed for that long is away, and its devices get the error at once")
 	flags.DurationVar(&o.service.DrainTimeout, "drain-timeout", service.DefaultDrainTimeout, "how long a service that ends goes on with the messages that it has read")
 }
 
@@ -94,7 +98,7 @@ func runShadow(stop context.Context, opts *shadowOptions, log logr.Logger) error
 	if err != nil {
 		return err
 	}
-	objects, err := kube.New(stop, mgr.GetCache(), live, kube.WithConcurrency(opts.service.Workers))
+	objects, err := kube.New(stop, mgr.GetCache(), live, kube.WithConcurrency(min(opts.service.Workers, objectsAtOnce)))
 	if err != nil {
 		return fmt.Errorf("set up the fleet of Device objects: %w", err)
 	}

@@ -62,7 +62,19 @@ func start(t *testing.T, url string, store fleet.Store, opts Options) *running {
 	return startWith(t, url, store, owners{product.ProductID: product.Namespace}, opts)
 }
 
+// startLenient is start for a test that holds calls up and wants no other call to be told
+// of it.
+func startLenient(t *testing.T, url string, store fleet.Store, opts Options) *running {
+	t.Helper()
+	return startAfter(t, url, store, owners{product.ProductID: product.Namespace}, opts, func(s *Service) { s.queue.slowAfter = time.Hour })
+}
+
 func startWith(t *testing.T, url string, store fleet.Store, products Products, opts Options) *running {
+	t.Helper()
+	return startAfter(t, url, store, products, opts, func(*Service) {})
+}
+
+func startAfter(t *testing.T, url string, store fleet.Store, products Products, opts Options, prepare func(*Service)) *running {
 	t.Helper()
 	r := &running{}
 	opts.MQTT.URL = url
@@ -81,6 +93,7 @@ func startWith(t *testing.T, url string, store fleet.Store, products Products, o
 	if r.Service, err = New(store, products, opts); err != nil {
 		t.Fatal(err)
 	}
+	prepare(r.Service)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- r.Start(ctx) }()

@@ -12,6 +12,7 @@ import (
 const (
 	MetricMessages    = "batchtask_shadow_messages_total"
 	MetricDropped     = "batchtask_shadow_dropped_total"
+	MetricRefused     = "batchtask_shadow_refused_total"
 	MetricAnswersLost = "batchtask_shadow_answers_lost_total"
 	MetricQueueDepth  = "batchtask_shadow_queue_depth"
 	MetricSeconds     = "batchtask_shadow_seconds"
@@ -24,10 +25,20 @@ const (
 	dropRate     = "rate"
 )
 
+// Why messages are answered 5100 without having been tried for RetryTime.
+const (
+	refusedAway   = "away"
+	refusedHeldUp = "held-up"
+	refusedDevice = "device"
+	refusedTenant = "namespace"
+	refusedFull   = "full"
+)
+
 // Metrics are the measurements of a Service.
 type Metrics struct {
 	messages    *prometheus.CounterVec
 	dropped     *prometheus.CounterVec
+	refused     *prometheus.CounterVec
 	answersLost prometheus.Counter
 	queueDepth  prometheus.Gauge
 	seconds     *prometheus.HistogramVec
@@ -44,6 +55,10 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: MetricDropped,
 			Help: "Messages that were dropped without an answer, by reason: topic (not one of a device), retained, rate (over the limit of the device).",
+		}, []string{"reason"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: MetricRefused,
+			Help: "Messages that were answered 5100 before they had been tried for the whole time, by reason: away (the store of the product fails), held-up (it is slow, and acknowledgements of others waited), device, namespace (over its share of the queue), full.",
 		}, []string{"reason"}),
 		answersLost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: MetricAnswersLost,
@@ -62,8 +77,11 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 	for _, reason := range []string{dropTopic, dropRetained, dropRate} {
 		m.dropped.WithLabelValues(reason)
 	}
+	for _, reason := range []string{refusedAway, refusedHeldUp, refusedDevice, refusedTenant, refusedFull} {
+		m.refused.WithLabelValues(reason)
+	}
 	if registerer != nil {
-		registerer.MustRegister(m.messages, m.dropped, m.answersLost, m.queueDepth, m.seconds)
+		registerer.MustRegister(m.messages, m.dropped, m.refused, m.answersLost, m.queueDepth, m.seconds)
 	}
 	return m
 }

@@ -1,110 +1,303 @@
 package service
 
 import (
+	"context"
 	"sync"
+	"time"
 
-	"batchtask.dev/operator/internal/shadow"
+	"k8s.io/utils/clock"
 )
 
-// queue holds jobs until they are done: those of one device in the order in which
-// they came, and those of different devices side by side. Number and size of what it
-// holds are bounded, what is being worked on included.
+// placeBytes is the size of a place of the queue. A message takes one for each begun.
+const placeBytes = 4 << 10
+
+// Shares of what all have together. A tenant is a namespace: it may have any number of
+// products.
+const (
+	// tenantShare is the part of the places and of the workers that a tenant may take: an
+	// eighth.
+	tenantShare = 8
+	// deviceShare is the part of the places that a device may take.
+	deviceShare = 128
+)
+
+// aloneAfter is for how long nobody else must have been heard of for a tenant to be alone.
+const aloneAfter = time.Minute
+
+// queue holds the messages of devices until they are done, in a line for each device. It
+// says who may be worked on next; see turns.go. Number and size of what it holds are
+// bounded.
+//
+// A tenant that is alone, and whose stores are well, may fill the queue, and the
+// connection is then held up: the broker keeps what does not fit. As soon as there are
+// others the connection must flow, or one tenant's messages would hold up all. Then each
+// may take no more than a seventh of what is free, so an eighth of all at the most, and
+// always leaves room for others; what is over that is refused.
 type queue struct {
-	// slots has one element for each job held, and more for a job that is larger than
-	// any message should be.
-	slots chan struct{}
-	// ready has the lines whose first job waits for a worker. There are no more lines
-	// than jobs, so sending to it never blocks.
-	ready   chan *line
-	closing chan struct{} // closed when nothing more is taken
-	empty   chan struct{} // closed when, after that, nothing is held
+	places, workers int
+	clock           clock.WithTicker
+	// slowAfter is after which time a call of a store is slow.
+	slowAfter time.Duration
+	// awayAfter is how long a product's store may fail before its devices are told at once.
+	awayAfter time.Duration
+	closing   chan struct{} // closed when nothing more is taken
+	empty     chan struct{} // closed when, after that, nothing is held
 
-	mu     sync.Mutex
-	lines  map[device]*line
-	jobs   int
-	closed bool
+	mu       sync.Mutex
+	tenants  map[string]*tenant
+	products map[string]*productState
+	lines    map[device]*line
+	ring     []*productState // those of which a line waits for its turn
+	taken    int             // places
+	jobs     int
+	running  int // lines that have a turn
+	closed   bool
+	pressed  bool          // acknowledgements are held up
+	changed  chan struct{} // closed when there is more room; nil while nobody waits for it
 }
 
-// line holds the jobs of one device.
+// tenant is a namespace with messages.
+type tenant struct {
+	namespace      string
+	taken, running int
+	heard          time.Time // the last message
+}
+
+// productState is a product with messages, or in trouble.
+type productState struct {
+	id             string
+	tenant         *tenant
+	taken, running int
+	lines          int
+	waiting        []*line // for a turn
+	inRing         bool
+	trouble
+}
+
+// line holds the messages of one device.
 type line struct {
-	device device
-	jobs   []job
+	device  device
+	product *productState
+	jobs    []*job
+	taken   int
+	turn    chan struct{} // has an element when the line is given its turn
+	hasTurn bool
+	attempt time.Time // when the call began that is under way; zero for none
 }
 
-func newQueue(length int) *queue {
+// job is a message of a device.
+type job struct {
+	message message
+	arrived time.Time
+	tried   time.Time // when it had its first turn
+	cancel  context.CancelCauseFunc
+}
+
+// message is what comes from the connection.
+type message interface {
+	Payload() []byte
+	Reply(topic string, payload []byte) error
+	Ack()
+}
+
+func newQueue(places, workers int, clk clock.WithTicker) *queue {
 	return &queue{
-		slots: make(chan struct{}, length), ready: make(chan *line, length),
-		closing: make(chan struct{}), empty: make(chan struct{}), lines: map[device]*line{},
+		places: places, workers: workers, clock: clk, slowAfter: time.Second, awayAfter: DefaultRetryTime,
+		closing: make(chan struct{}), empty: make(chan struct{}),
+		tenants: map[string]*tenant{}, products: map[string]*productState{}, lines: map[device]*line{},
 	}
 }
 
-// put adds a job, and waits while the queue is full. False says that it was not
-// added: the queue was closed, or giveUp was. It must not be called twice at once.
-func (q *queue) put(d device, j job, giveUp <-chan struct{}) bool {
-	for taken := range q.weight(j) {
-		select {
-		case q.slots <- struct{}{}:
-			continue
-		default:
+// verdict is what becomes of a message that has come.
+type verdict int
+
+const (
+	held      verdict = iota // it is in the queue
+	heldFirst                // the same, and nobody works on its line yet
+	gone                     // its connection was lost or the queue closed while there was no room
+	refused                  // see the reason
+)
+
+// knows says whether a product's tenant is known.
+func (q *queue) knows(productID string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.products[productID] != nil
+}
+
+// put adds a message to its device's line; namespace is where the product is, unless that
+// is known already. It waits while there is no room, if the tenant is alone, until there
+// is or giveUp is closed. It must not be called twice at once. The line is that of heldFirst.
+func (q *queue) put(d device, namespace string, j *job, giveUp <-chan struct{}) (*line, verdict, string) {
+	j.arrived = q.clock.Now()
+	for {
+		l, v, reason, room := q.tryPut(d, namespace, j)
+		if room == nil {
+			return l, v, reason
 		}
 		select {
-		case q.slots <- struct{}{}:
+		case <-room:
 		case <-q.closing:
-			q.free(taken)
-			return false
+			return nil, gone, ""
 		case <-giveUp:
-			q.free(taken)
-			return false
+			return nil, gone, ""
 		}
 	}
+}
+
+// tryPut is put; room is not nil if it must be tried again when it is closed.
+func (q *queue) tryPut(d device, namespace string, j *job) (l *line, v verdict, reason string, room <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		q.free(q.weight(j))
-		return false
+		return nil, gone, "", nil
 	}
+	p := q.productLocked(d.productID, namespace)
+	p.tenant.heard = j.arrived
+	l = q.lines[d]
+	if reason, wait := q.fullLocked(p, l, q.weight(j)); wait {
+		if q.changed == nil {
+			q.changed = make(chan struct{})
+		}
+		return nil, held, "", q.changed
+	} else if reason != "" {
+		q.forgetLocked(p)
+		return nil, refused, reason, nil
+	}
+	v = held
+	if l == nil {
+		l = &line{device: d, product: p, turn: make(chan struct{}, 1)}
+		q.lines[d] = l
+		p.lines++
+		v = heldFirst
+	}
+	l.jobs = append(l.jobs, j)
 	q.jobs++
-	if l := q.lines[d]; l != nil {
-		l.jobs = append(l.jobs, j)
-		return true
+	q.takeLocked(l, q.weight(j))
+	return l, v, "", nil
+}
+
+// fullLocked says why a message of so many places cannot be taken: "" if it can, and
+// whether it is worth waiting.
+func (q *queue) fullLocked(p *productState, l *line, weight int) (reason string, wait bool) {
+	free := q.places - q.taken
+	inLine := 0
+	if l != nil {
+		inLine = l.taken
 	}
-	l := &line{device: d, jobs: []job{j}}
-	q.lines[d] = l
-	q.ready <- l
+	fits := weight <= free
+	switch {
+	case p.away:
+		return refusedAway, false
+	// Whoever has nothing in the queue may always put something in, if there is room.
+	case inLine > 0 && inLine+weight > free/(deviceShare-1):
+		reason = refusedDevice
+	case p.tenant.taken > 0 && p.tenant.taken+weight > free/(tenantShare-1):
+		reason = refusedTenant
+	case !fits:
+		reason = refusedFull
+	default:
+		return "", false
+	}
+	if p.inTrouble() || !q.aloneLocked(p.tenant) {
+		return reason, false
+	}
+	return "", !fits
+}
+
+// aloneLocked says whether nobody else has messages, or had any in the last minute. Devices
+// of products that are nobody's do not count.
+func (q *queue) aloneLocked(t *tenant) bool {
+	now := q.clock.Now()
+	for _, other := range q.tenants {
+		if other != t && other.namespace != "" && (other.taken > 0 || now.Sub(other.heard) < aloneAfter) {
+			return false
+		}
+	}
 	return true
 }
 
-// weight is how many slots a job takes.
-func (q *queue) weight(j job) int { return min(1+j.bytes/shadow.MaxMessageBytes, cap(q.slots)) }
-
-func (q *queue) free(slots int) {
-	for range slots {
-		<-q.slots
+func (q *queue) productLocked(id, namespace string) *productState {
+	p := q.products[id]
+	if p == nil {
+		p = &productState{id: id, tenant: q.tenantLocked(namespace)}
+		q.products[id] = p
 	}
+	return p
 }
 
-// first returns the first job of a line that was taken from ready.
-func (q *queue) first(l *line) job {
+func (q *queue) tenantLocked(namespace string) *tenant {
+	t := q.tenants[namespace]
+	if t == nil {
+		t = &tenant{namespace: namespace}
+		q.tenants[namespace] = t
+	}
+	return t
+}
+
+// owned says in which namespace a line's product was found. That can be another one than
+// when the product was first heard of.
+func (q *queue) owned(l *line, namespace string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	p := l.product
+	if p.tenant.namespace == namespace {
+		return
+	}
+	was, is := p.tenant, q.tenantLocked(namespace)
+	was.taken, was.running = was.taken-p.taken, was.running-p.running
+	is.taken, is.running = is.taken+p.taken, is.running+p.running
+	is.heard, p.tenant = was.heard, is
+}
+
+func (q *queue) takeLocked(l *line, places int) {
+	q.taken += places
+	l.taken += places
+	l.product.taken += places
+	l.product.tenant.taken += places
+}
+
+// weight is how many places a message takes.
+func (q *queue) weight(j *job) int { return min(1+len(j.message.Payload())/placeBytes, q.places) }
+
+// first returns the message of a line that is to be carried out, nil when there is none.
+func (q *queue) first(l *line) *job {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(l.jobs) == 0 {
+		delete(q.lines, l.device)
+		l.product.lines--
+		q.forgetLocked(l.product)
+		return nil
+	}
 	return l.jobs[0]
 }
 
-// done removes the first job of a line that was taken from ready. The next one of
-// it goes to the end of ready: a device with much to say does not hold up others.
+// done removes the first message of a line.
 func (q *queue) done(l *line) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.free(q.weight(l.jobs[0]))
-	l.jobs[0] = job{}
-	if l.jobs = l.jobs[1:]; len(l.jobs) == 0 {
-		delete(q.lines, l.device)
-	} else {
-		q.ready <- l
-	}
+	q.takeLocked(l, -q.weight(l.jobs[0]))
+	l.jobs[0] = nil
+	l.jobs = l.jobs[1:]
 	q.jobs--
+	q.roomLocked()
 	if q.closed && q.jobs == 0 {
 		close(q.empty)
+	}
+}
+
+func (q *queue) roomLocked() {
+	if q.changed != nil {
+		close(q.changed)
+		q.changed = nil
+	}
+}
+
+// forgetLocked removes a product of which there is nothing to remember.
+func (q *queue) forgetLocked(p *productState) {
+	if p.lines == 0 && p.untroubled() {
+		delete(q.products, p.id)
 	}
 }
 
@@ -122,7 +315,7 @@ func (q *queue) close() {
 	}
 }
 
-// held is how many jobs the queue holds.
+// held is how many messages the queue holds.
 func (q *queue) held() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -3,7 +3,8 @@
 // answered on $shadow/operation/result/{productID}/{deviceName}.
 //
 // Messages of one device are carried out in the order in which the broker sent them,
-// those of different devices side by side. A message of QoS 1 is acknowledged after
+// those of different devices side by side: fairly among products and their devices, and
+// none takes what others need; see queue.go, turns.go and trouble.go. A message of QoS 1 is acknowledged after
 // its shadow was stored and its answer handed to the connection, so nothing of it is
 // lost when the service dies in between; the next one gets it again. Then the message
 // may be carried out twice, which raises the version twice and changes no value.
@@ -28,12 +29,20 @@ import (
 // Defaults of Options.
 const (
 	DefaultClientID     = "batchtask-shadow"
-	DefaultWorkers      = 16
-	DefaultQueueLength  = 1000
+	DefaultWorkers      = 128
+	DefaultQueueLength  = 8000
 	DefaultRate         = 30
 	DefaultBurst        = 60
 	DefaultRetryTime    = 10 * time.Second
 	DefaultDrainTimeout = 10 * time.Second
+)
+
+const (
+	// lookupTimeout bounds the look for a product while nothing is read from the
+	// connection. It is one into a cache.
+	lookupTimeout = 100 * time.Millisecond
+	// refusalLogEvery is the pause between two entries of the log about a full queue.
+	refusalLogEvery = 10 * time.Second
 )
 
 // Products tells which namespace a product ID belongs to.
@@ -57,19 +66,22 @@ type Options struct {
 	// come to different members have no order. Empty is no group.
 	SharedGroup string
 
-	// Workers is how many messages are carried out at the same time, at least 1. 16.
+	// Workers is how many messages are carried out at the same time, at least 1; of one
+	// namespace an eighth of it, and at least 1. 128.
 	Workers int
-	// QueueLength is how many messages may be held, at least 1; while there are so many,
-	// nothing more is read from the broker. A message that is too large takes the room of
-	// several, so that this bounds memory too. 1000.
+	// QueueLength is how many messages may be held, at least 1. One takes a place for each
+	// 4 KiB begun, so that this bounds memory too. Of several namespaces none has more than
+	// an eighth, and no device more than a 128th: what is over that is refused with 5100.
+	// While there is only one, nothing more is read from the broker at so many. 8000.
 	QueueLength int
 	// Rate and Burst are how many messages a second a device may send, and how many at
 	// once. What is over that is dropped. 30 and 60.
 	Rate  float64
 	Burst int
 	// RetryTime is how long a message may take while the store fails and is asked again;
-	// then the device gets an error. It should stay below KeepAlive: while all workers wait, nothing is sent to
-	// the broker. 10 s.
+	// then the device gets an error. A product whose store has failed for that long is
+	// away: its devices get the error at once, until the store answers again. It should
+	// stay below KeepAlive. 10 s.
 	RetryTime time.Duration
 	// DrainTimeout is how long a service that ends carries out what it has read. 10 s.
 	DrainTimeout time.Duration
@@ -124,18 +136,15 @@ type Service struct {
 	subscriber *mqtt.Subscriber
 	queue      *queue
 	// For receive alone, which is called once at a time.
-	limiter    *limiter
-	connection <-chan struct{} // closed when it is lost
-	clock      clock.WithTicker
-	log        logr.Logger
-	metrics    *Metrics
-}
+	limiter       *limiter
+	connection    <-chan struct{} // closed when it is lost
+	refusalLogged time.Time
 
-// job is a message of a device.
-type job struct {
-	message *mqtt.Inbound
-	bytes   int // of the payload
-	arrived time.Time
+	working context.Context // of all lines; ends when the service gives up what it holds
+	lines   sync.WaitGroup
+	clock   clock.WithTicker
+	log     logr.Logger
+	metrics *Metrics
 }
 
 // New makes a service that does nothing yet. It returns an error that names the
@@ -146,9 +155,11 @@ func New(store fleet.Store, products Products, opts Options) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{
-		options: opts, store: store, products: products, queue: newQueue(opts.QueueLength), limiter: newLimiter(opts.Rate, opts.Burst),
+		options: opts, store: store, products: products, limiter: newLimiter(opts.Rate, opts.Burst),
+		queue: newQueue(opts.QueueLength, opts.Workers, opts.MQTT.Clock),
 		clock: opts.MQTT.Clock, log: opts.MQTT.Log, metrics: opts.Metrics,
 	}
+	s.queue.awayAfter = opts.RetryTime
 	topics := filter
 	if opts.SharedGroup != "" {
 		topics = "$share/" + opts.SharedGroup + "/" + filter
@@ -177,10 +188,9 @@ func (s *Service) Start(ctx context.Context) error {
 	working, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 
-	var workers sync.WaitGroup
-	for range s.options.Workers {
-		workers.Go(func() { s.work(working) })
-	}
+	s.working = working
+	var watch sync.WaitGroup
+	watch.Go(func() { s.watch(working) })
 	subscribed := make(chan error, 1)
 	go func() { subscribed <- s.subscriber.Start(connected) }()
 
@@ -194,13 +204,35 @@ func (s *Service) Start(ctx context.Context) error {
 		s.log.Info("Ended before all messages were answered", "messages", s.queue.held())
 	}
 	abandon()
-	workers.Wait()
+	watch.Wait()
+	s.lines.Wait() // nothing is taken any more, so none is added
 	disconnect()
 	return <-subscribed
 }
 
-// receive takes a message from the connection, and holds up the connection while
-// there is no room for it.
+// watch looks at what takes long, until ctx ends.
+func (s *Service) watch(ctx context.Context) {
+	tick := s.clock.NewTicker(tickEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C():
+		}
+		for _, n := range s.queue.tick(s.subscriber.HeldUp()) {
+			log := s.log.WithValues("product", n.productID, "namespace", n.namespace)
+			if n.away {
+				log.Error(n.err, "The store of a product has failed for too long; its devices get an error at once until it answers again", "after", s.options.RetryTime.String())
+			} else {
+				log.Info("The store of a product is tried again with each message")
+			}
+		}
+	}
+}
+
+// receive takes a message from the connection. While only one tenant has messages it
+// holds up the connection where there is no room for them.
 func (s *Service) receive(m *mqtt.Inbound) {
 	d, ok := parseTopic(m.Topic())
 	reason := ""
@@ -219,56 +251,51 @@ func (s *Service) receive(m *mqtt.Inbound) {
 	case !s.limiter.allow(d, now):
 		reason = dropRate
 	default:
-		// What is not taken is not acknowledged either.
-		if s.queue.put(d, job{m, len(m.Payload()), now}, m.Lost()) {
-			s.metrics.queueDepth.Inc()
-		}
+		s.enqueue(d, m)
 		return
 	}
 	s.metrics.dropped.WithLabelValues(reason).Inc()
 	m.Ack()
 }
 
-// work carries out messages until ctx ends.
-func (s *Service) work(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case l := <-s.queue.ready:
-			s.carryOut(ctx, l.device, s.queue.first(l))
-			s.queue.done(l)
-			s.metrics.queueDepth.Dec()
-		}
+// enqueue puts a message into the queue. What the queue refuses is answered here: that
+// takes no worker.
+func (s *Service) enqueue(d device, m *mqtt.Inbound) {
+	namespace := ""
+	if !s.queue.knows(d.productID) {
+		// Whose it is says who is charged, no more: where it cannot be told now, all such
+		// are one tenant.
+		ctx, cancel := context.WithTimeout(s.working, lookupTimeout)
+		namespace, _ = s.products.Namespace(ctx, d.productID)
+		cancel()
+	}
+	l, v, reason := s.queue.put(d, namespace, &job{message: m}, m.Lost())
+	switch v {
+	case gone:
+		// What is not taken is not acknowledged either.
+	case refused:
+		s.refuse(d, m, reason)
+	case heldFirst:
+		s.metrics.queueDepth.Inc()
+		s.lines.Go(func() { s.serve(l) })
+	case held:
+		s.metrics.queueDepth.Inc()
 	}
 }
 
-func (s *Service) carryOut(ctx context.Context, d device, j job) {
-	log := s.log.WithValues("product", d.productID, "device", d.name)
-	limited, cancel := context.WithTimeout(ctx, s.options.RetryTime)
-	defer cancel()
-	message, err := shadow.ParseMessage(j.message.Payload())
-	var answer []byte
-	var result shadow.Result
-	if err != nil {
-		answer, result, err = s.failure(message, err)
-	} else {
-		answer, result, err = s.answer(limited, d, message)
-	}
-	switch {
-	case result == shadow.ResultInternal && ctx.Err() != nil:
-		return // the service has ended, and the fault is its own
-	case result == shadow.ResultInternal:
-		log.Error(err, "Cannot serve a device")
-	case result != shadow.ResultOK:
-		// Not the error: it names keys of the message.
-		log.V(1).Info("Refused a message", "result", result)
-	}
-	s.metrics.answered(message, result, s.clock.Since(j.arrived).Seconds())
-	if err := j.message.Reply(d.resultTopic(), answer); err != nil {
-		s.metrics.answersLost.Inc()
-		log.V(1).Info("Lost an answer", "reason", err.Error())
+// refuse tells a device that its message is not carried out.
+func (s *Service) refuse(d device, m *mqtt.Inbound, reason string) {
+	s.metrics.refused.WithLabelValues(reason).Inc()
+	s.reply(d, m, shadow.Addressee(m.Payload()), s.clock.Now(), shadow.ResultInternal, nil)
+	if reason == refusedAway {
+		if s.queue.mayProbe(d.productID) {
+			s.lines.Go(func() { s.probe(d) })
+		}
 		return
 	}
-	j.message.Ack()
+	if now := s.clock.Now(); now.Sub(s.refusalLogged) >= refusalLogEvery {
+		s.refusalLogged = now
+		s.log.Info("Refused a message because its device or namespace has its share of the queue; --queue-length sets how long the queue is, and "+MetricRefused+" counts what is refused",
+			"product", d.productID, "device", d.name, "share", reason, "queueLength", s.options.QueueLength)
+	}
 }
