@@ -39,6 +39,20 @@ type mosquittoConfig struct {
 	scheme     string
 	anonymous  bool
 	persistent bool
+	ports      []int  // of further listeners
+	whole      string // the whole file, instead of all else
+}
+
+// WithConfigFile makes it run with this mosquitto.conf and nothing else, which listens on these ports of 127.0.0.1, of
+// [FreePort]; the first is that of the URL.
+func WithConfigFile(config string, ports ...int) MosquittoOption {
+	return func(c *mosquittoConfig) { c.whole, c.ports = config, ports }
+}
+
+// FreePort returns a port of 127.0.0.1 that no other process is given by chance until the test ends.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	return reservePort(t)
 }
 
 // WithPersistence makes it write sessions and their messages to a file: each second, so that what came in the last
@@ -93,7 +107,11 @@ func StartMosquitto(t testing.TB, opts ...MosquittoOption) *Mosquitto {
 	if c.persistent {
 		lines = append(lines, "persistence_location "+t.TempDir()+"/", "autosave_interval 1")
 	}
-	if err := os.WriteFile(m.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+	content := strings.Join(lines, "\n") + "\n"
+	if c.whole != "" {
+		content, m.port = c.whole, c.ports[0]
+	}
+	if err := os.WriteFile(m.config, []byte(content), 0o600); err != nil {
 		t.Fatalf("writing mosquitto.conf: %v", err)
 	}
 	m.Restart()
