@@ -65,7 +65,7 @@ type Store interface {
 	// is returned as it is, and nothing is written.
 	//
 	// Other errors are those of ReadShadow, a [*DeviceError] for a shadow that cannot be
-	// stored, or passing. After a passing error the shadow may have been written: the
+	// stored, [ErrConflict], or passing in another way. After a passing error the shadow may have been written: the
 	// answer to a write can be lost.
 	ChangeShadow(ctx context.Context, p Product, name string, change func(Shadow) (Shadow, error)) error
 	// Acknowledged returns of each of these tasks, by UID, how many devices of the
@@ -100,6 +100,10 @@ var (
 	// after its name had been read; it has no result then: it is neither a success nor a
 	// failure.
 	ErrDeviceGone = errors.New("the device does not exist")
+	// ErrConflict : others have changed the shadow, or the device itself, each time that it
+	// was to be written, and nothing was written. It is passing; another try is worth while
+	// after a moment.
+	ErrConflict = errors.New("others were faster each time")
 	// ErrNoProduct : there is no such product, or it is not known yet, so nobody can say
 	// which devices it has. It is passing: a product may be made again.
 	ErrNoProduct = errors.New("the product does not exist")

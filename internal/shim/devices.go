@@ -103,7 +103,7 @@ func (d devices) change(ctx context.Context, a account, device qcloud.Device, up
 		err := d.shadows.ChangeShadow(ctx, a.fleet(device), device.DeviceName, change)
 		// Others write this shadow too, or the object was just deleted: nothing was
 		// written, so it can be tried as long as the call may take.
-		if !overtaken(err) || pause(ctx, attempt) != nil {
+		if !errors.Is(err, fleet.ErrConflict) || pause(ctx, attempt) != nil {
 			return doc, err
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -13,9 +15,10 @@ import (
 	"batchtask.dev/operator/internal/shadow"
 )
 
-// conflictAttempts is how often a shadow is read and written before a conflict
-// with other writers is handed to the caller.
-const conflictAttempts = 5
+// conflicts is how often a shadow is read and written before a conflict with other
+// writers is handed to the caller, and the pauses in between: 36 ms in all, and up to as
+// much again by chance.
+var conflicts = wait.Backoff{Steps: 5, Duration: 2 * time.Millisecond, Factor: 2, Jitter: 1}
 
 // ReadShadow implements [fleet.Store]. It asks the API server, as every write does.
 func (s *Store) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
@@ -50,14 +53,28 @@ func (s *Store) change(ctx context.Context, p fleet.Product, name string, change
 // changeShadow changes the shadow of the device that read returns, as it is at the
 // API server now.
 func changeShadow(ctx context.Context, live client.StatusClient, read func() (*v1alpha1.Device, error), change func(fleet.Shadow) (fleet.Shadow, error)) error {
-	var err error
-	for range conflictAttempts {
-		if err = tryChange(ctx, live, read, change); !apierrors.IsConflict(err) {
+	pauses := conflicts
+	for {
+		err := tryChange(ctx, live, read, change)
+		if !errors.Is(err, errOutdated) {
+			return err
+		}
+		pause := pauses.Step()
+		if pauses.Steps == 0 {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
 			return err
 		}
 	}
-	return err
 }
+
+// errOutdated : the object was changed since it was read.
+var errOutdated = fmt.Errorf("%w: the object was changed meanwhile", fleet.ErrConflict)
 
 // tryChange reads a shadow, and writes it back changed if nobody else has in between.
 func tryChange(ctx context.Context, live client.StatusClient, read func() (*v1alpha1.Device, error), change func(fleet.Shadow) (fleet.Shadow, error)) error {
@@ -81,9 +98,14 @@ func tryChange(ctx context.Context, live client.StatusClient, read func() (*v1al
 	device.Status.Shadow = written(is)
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := live.Status().Patch(ctx, device, patch); err != nil {
-		if apierrors.IsInvalid(err) {
+		switch {
+		case apierrors.IsInvalid(err):
 			// The API server refuses the content, so it would the next time.
 			return &fleet.DeviceError{Reason: v1alpha1.ReasonInvalidShadow, Message: refusal(err)}
+		case apierrors.IsConflict(err):
+			err = errOutdated
+		case apierrors.IsNotFound(err):
+			err = errDeleted
 		}
 		return fmt.Errorf("writing the shadow of device %s: %w", device.Name, err)
 	}
@@ -102,13 +124,20 @@ func (s *Store) read(ctx context.Context, p fleet.Product, name string) (*v1alph
 	}
 	device := &v1alpha1.Device{}
 	if err := s.live.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: object}, device); err != nil {
+		if apierrors.IsNotFound(err) {
+			err = errDeleted
+		}
 		return nil, fmt.Errorf("reading device %s: %w", object, err)
 	}
 	if device.UID != uid {
-		return nil, fmt.Errorf("reading device %s: it is not the object of device name %s any more", object, name)
+		return nil, fmt.Errorf("reading device %s: %w: it is not the object of device name %s any more", object, fleet.ErrConflict, name)
 	}
 	return device, nil
 }
+
+// errDeleted : the object of a device is gone. Whoever calls gets no NotFound of the API
+// server, which could be that of any object on the way, a Secret of a database say.
+var errDeleted = fmt.Errorf("%w: the object was deleted meanwhile", fleet.ErrConflict)
 
 // refusal names the fields that the API server found invalid. Its own message may
 // quote their values.

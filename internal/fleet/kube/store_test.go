@@ -254,8 +254,9 @@ func TestApplyErrors(t *testing.T) {
 		wantWrites int
 		wantReason string
 	}{
-		"conflicts, then not":  {err: conflict, fails: conflictAttempts - 1, wantWrites: conflictAttempts},
-		"nothing but conflict": {err: conflict, fails: 100, wantErr: conflict, wantWrites: conflictAttempts},
+		"conflicts, then not":  {err: conflict, fails: conflicts.Steps - 1, wantWrites: conflicts.Steps},
+		"nothing but conflict": {err: conflict, fails: 100, wantErr: fleet.ErrConflict, wantWrites: conflicts.Steps},
+		"deleted":              {err: apierrors.NewNotFound(resource, "a"), fails: 100, wantErr: fleet.ErrConflict, wantWrites: 1},
 		"server down":          {err: apierrors.NewServiceUnavailable("down"), fails: 100, wantErr: apierrors.NewServiceUnavailable("down"), wantWrites: 1},
 		"invalid":              {err: secret, fails: 100, wantWrites: 1, wantReason: v1alpha1.ReasonInvalidShadow},
 	}
@@ -278,7 +279,8 @@ func TestApplyErrors(t *testing.T) {
 				if deviceErr.Reason != tt.wantReason || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "status.shadow.metadata") {
 					t.Errorf("device error %v, want reason %q, the field and no value", err, tt.wantReason)
 				}
-			} else if tt.wantReason != "" || (err == nil) != (tt.wantErr == nil) || apierrors.ReasonForError(err) != apierrors.ReasonForError(tt.wantErr) {
+			} else if tt.wantReason != "" || (err == nil) != (tt.wantErr == nil) || errors.Is(err, fleet.ErrConflict) != (tt.wantErr == fleet.ErrConflict) || //nolint:errorlint // which of the table
+				apierrors.ReasonForError(err) != apierrors.ReasonForError(tt.wantErr) {
 				t.Errorf("error %v, want %v", err, tt.wantErr)
 			}
 			if writes != tt.wantWrites {

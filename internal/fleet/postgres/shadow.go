@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -27,7 +28,7 @@ const (
 
 var (
 	// errConflict : somebody else has written in between.
-	errConflict = errors.New("another writer was faster")
+	errConflict = fmt.Errorf("%w: the row was changed meanwhile", fleet.ErrConflict)
 	// errNotWritten : the rows are locked and are as they were read, and still the server
 	// has not written all of them.
 	errNotWritten = contradicts("it has not updated rows that nobody else can change")
