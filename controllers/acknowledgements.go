@@ -9,6 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"batchtask.dev/operator/api/v1alpha1"
@@ -24,13 +25,14 @@ const acknowledgedEvery = 3 * time.Second
 // all of them together cost one write of a task in a while.
 //
 // The shadows hold what each device has acknowledged, and the store counts that, so
-// nothing is counted twice or lost by a crash. The count is only ever raised: a
-// device that is deleted, or whose shadow has forgotten the task, had acknowledged
-// it all the same.
+// nothing is counted twice or lost by a crash. A device that is deleted, or whose shadow
+// has forgotten the task, had acknowledged it all the same; see [totals].
 type Acknowledgements struct {
 	Client client.Client
 	Store  fleet.Store
 	Clock  clock.WithTicker
+
+	totals totals
 }
 
 var _ manager.LeaderElectionRunnable = (*Acknowledgements)(nil)
@@ -40,22 +42,35 @@ func (*Acknowledgements) NeedLeaderElection() bool { return true }
 
 // Start implements [manager.Runnable].
 func (a *Acknowledgements) Start(ctx context.Context) error {
-	return periodically(ctx, a.Clock, acknowledgedEvery, "Cannot bring the acknowledged devices of tasks up to date", a.report)
+	const failed = "Cannot bring the acknowledged devices of tasks up to date"
+	if err := periodically(ctx, a.Clock, acknowledgedEvery, failed, func(ctx context.Context) error { return a.report(ctx, false) }); err != nil {
+		return err
+	}
+	// A last time, also those whose turn it is not: the next leader begins with what the
+	// status says.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), acknowledgedEvery)
+	defer cancel()
+	if err := a.report(last, true); err != nil {
+		logf.FromContext(ctx).Error(err, failed)
+	}
+	return nil
 }
 
-// report brings all tasks up to date.
-func (a *Acknowledgements) report(ctx context.Context) error {
+// report brings all tasks up to date whose turn it is.
+func (a *Acknowledgements) report(ctx context.Context, all bool) error {
 	var tasks v1alpha1.BatchTaskList
 	if err := a.Client.List(ctx, &tasks, client.UnsafeDisableDeepCopy); err != nil { // they are only read
 		return fmt.Errorf("list tasks: %w", err)
 	}
+	now := a.Clock.Now()
 	open := map[fleet.Product][]*v1alpha1.BatchTask{}
 	for i := range tasks.Items {
-		if task := &tasks.Items[i]; mayGrow(task) {
+		if task := &tasks.Items[i]; a.totals.due(task, now, all) {
 			p := fleet.Product{Namespace: task.Namespace, ProductID: task.Spec.ProductID}
 			open[p] = append(open[p], task)
 		}
 	}
+	a.totals.forget()
 	var errs []error
 	for p, tasks := range open {
 		errs = append(errs, a.reportProduct(ctx, p, tasks))
@@ -84,21 +99,23 @@ func (a *Acknowledgements) reportProduct(ctx context.Context, p fleet.Product, t
 	}
 	var errs []error
 	for i, task := range tasks {
-		if n := counts[uids[i]]; n > task.Status.Counts().Acknowledged {
-			errs = append(errs, a.write(ctx, task, n))
+		n, gone := a.totals.add(task, counts[uids[i]], a.Clock.Now())
+		if n > task.Status.Counts().Acknowledged || gone != task.Status.AcknowledgedGone {
+			errs = append(errs, a.write(ctx, task, n, gone))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// write sets the one field, whatever else of the status the reconciler writes at the
-// same time. It names the UID, for another task may have taken the name.
-func (a *Acknowledgements) write(ctx context.Context, task *v1alpha1.BatchTask, n int64) error {
+// write sets the two fields, on the condition that the status is still the one that they
+// were computed from: the count of another leader must not fall.
+func (a *Acknowledgements) write(ctx context.Context, task *v1alpha1.BatchTask, n, gone int64) error {
 	target := &v1alpha1.BatchTask{}
 	target.Namespace, target.Name = task.Namespace, task.Name
-	patch := client.RawPatch(client.Merge.Type(), fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"devices":{"acknowledged":%d}}}`, task.UID, n))
+	patch := client.RawPatch(client.Merge.Type(), fmt.Appendf(nil,
+		`{"metadata":{"uid":%q,"resourceVersion":%q},"status":{"acknowledgedGone":%d,"devices":{"acknowledged":%d}}}`, task.UID, task.ResourceVersion, gone, n))
 	if err := a.Client.Status().Patch(ctx, target, patch); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return err
 	}
-	return nil // gone, or another one of the name
+	return nil // gone, another one of the name, or to be looked at again as it is now
 }

@@ -217,6 +217,12 @@ type BatchTaskStatus struct {
 	// +optional
 	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
 
+	// acknowledgedGone is how many of devices.acknowledged were deleted since, or have
+	// forgotten the task for later ones. The operator goes on counting from it.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	AcknowledgedGone int64 `json:"acknowledgedGone,omitempty"`
+
 	// failures are the first devices that failed, at most 20. All are counted in
 	// devices.failed.
 	// +optional
@@ -259,8 +265,9 @@ type DeviceCounts struct {
 	// it, or cleared the desired state. It is brought up to date every few seconds while
 	// the task exists, also after it has finished, and never falls. A device that still
 	// owes something to another task does not count, nor does one whose shadow more than
-	// 16 other tasks have changed before it acknowledged. It takes the shadow service to
-	// learn of devices at all; 0 for PublishMessage.
+	// 16 other tasks have changed before it acknowledged. After the task has finished it is
+	// brought up to date ever more rarely, and no more after 30 days. It takes the shadow
+	// service to learn of devices at all; 0 for PublishMessage.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Acknowledged int64 `json:"acknowledged"`

@@ -69,10 +69,21 @@ type Store interface {
 	// answer to a write can be lost.
 	ChangeShadow(ctx context.Context, p Product, name string, change func(Shadow) (Shadow, error)) error
 	// Acknowledged returns of each of these tasks, by UID, how many devices of the
-	// product have acknowledged it, as far as their shadows remember; see
-	// [Shadow.Acknowledged]. It is cheap: it does not look at each device. What was
+	// product have acknowledged it; see [Shadow.Acknowledged]. Tasks that nobody has
+	// acknowledged may be missing. It is cheap: it does not look at each device. What was
 	// written a moment ago may be missing.
-	Acknowledged(ctx context.Context, p Product, taskUIDs []string) (map[string]int64, error)
+	Acknowledged(ctx context.Context, p Product, taskUIDs []string) (map[string]Acknowledged, error)
+}
+
+// Acknowledged is how many devices have acknowledged a task.
+type Acknowledged struct {
+	// Devices is how many have, of which the store knows it.
+	Devices int64
+	// Gone is how many more had, and were deleted since, or have forgotten the task for
+	// later ones. It counts from when the Store was first asked for the task.
+	Gone int64
+	// Total says that the store forgets nothing: Devices never falls, and Gone is 0.
+	Total bool
 }
 
 // DesiredUpdate is a change to the desired part of shadows, made by a task.

@@ -125,17 +125,17 @@ func (m *Memory) ChangeShadow(ctx context.Context, p fleet.Product, name string,
 }
 
 // Acknowledged implements fleet.Store.
-func (m *Memory) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]int64, error) {
+func (m *Memory) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]fleet.Acknowledged, error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("counting acknowledgements: %w", ctx.Err())
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	counts := map[string]int64{}
+	counts := map[string]fleet.Acknowledged{}
 	for _, d := range m.products[p] {
 		for _, uid := range d.Shadow.AppliedTasks[:d.Shadow.Acknowledged] {
 			if slices.Contains(taskUIDs, uid) {
-				counts[uid]++
+				counts[uid] = fleet.Acknowledged{Devices: counts[uid].Devices + 1}
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 	"unique"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -23,13 +24,26 @@ type index struct {
 	mu         sync.Mutex
 	namespaces map[string]*namespaceIndex
 	seen       uint64 // the highest resourceVersion of any event
-	// acknowledged is how many devices have acknowledged each task.
+	// acknowledged is how many devices have acknowledged each task, as their objects say.
 	acknowledged map[taskUID]int64
-	changed      chan struct{} // closed at the next event; nil while nobody waits
+	// gone has, of each task that was asked for, what is not in acknowledged any more.
+	gone    map[taskUID]*gone
+	changed chan struct{} // closed at the next event; nil while nobody waits
 }
 
 // taskUID is the UID of a task, which many devices share.
 type taskUID = unique.Handle[string]
+
+// gone is how many devices had acknowledged a task, and were deleted since or have
+// forgotten it.
+type gone struct {
+	devices int64
+	asked   time.Time // the last time
+}
+
+// goneFor is for how long nobody may ask for a task before what is gone of it is
+// forgotten: longer than anybody waits.
+const goneFor = 7 * 24 * time.Hour
 
 type namespaceIndex struct {
 	objects  map[string]*entry // by metadata.name
@@ -63,7 +77,7 @@ type entry struct {
 }
 
 func newIndex() *index {
-	return &index{namespaces: map[string]*namespaceIndex{}, acknowledged: map[taskUID]int64{}}
+	return &index{namespaces: map[string]*namespaceIndex{}, acknowledged: map[taskUID]int64{}, gone: map[taskUID]*gone{}}
 }
 
 var _ toolscache.ResourceEventHandler = (*index)(nil)
@@ -105,6 +119,7 @@ func (x *index) put(obj any) {
 		namespace = &namespaceIndex{objects: map[string]*entry{}, products: map[string]*productIndex{}}
 		x.namespaces[device.Namespace] = namespace
 	}
+	var acknowledged []taskUID
 	if known := namespace.objects[device.Name]; known != nil {
 		if known.uid == device.UID && known.disabled == device.Spec.Disabled &&
 			known.device == device.Spec.DeviceName && known.product.id == device.Spec.ProductID {
@@ -113,7 +128,12 @@ func (x *index) put(obj any) {
 			x.acknowledgeLocked(known, device)
 			return
 		}
-		x.removeLocked(namespace, known)
+		if known.uid == device.UID { // what it has acknowledged is its own
+			namespace.remove(known)
+			acknowledged = known.acknowledged
+		} else {
+			x.removeLocked(namespace, known)
+		}
 	}
 	e := &entry{
 		object:   device.Name,
@@ -122,6 +142,8 @@ func (x *index) put(obj any) {
 		created:  device.CreationTimestamp.Unix(),
 		version:  version,
 		disabled: device.Spec.Disabled,
+
+		acknowledged: acknowledged,
 	}
 	namespace.insert(e, device.Spec.ProductID)
 	x.acknowledgeLocked(e, device)
@@ -144,6 +166,9 @@ func (x *index) acknowledgeLocked(e *entry, device *v1alpha1.Device) {
 		if x.acknowledged[uid]--; x.acknowledged[uid] == 0 {
 			delete(x.acknowledged, uid)
 		}
+		if g := x.gone[uid]; g != nil && !slices.Contains(now, uid) {
+			g.devices++
+		}
 	}
 	for _, uid := range now {
 		x.acknowledged[uid]++
@@ -156,14 +181,27 @@ func (x *index) removeLocked(n *namespaceIndex, e *entry) {
 	n.remove(e)
 }
 
-// acknowledgedBy returns how many devices have acknowledged each of these tasks.
-func (x *index) acknowledgedBy(taskUIDs []string) map[string]int64 {
+// acknowledgedBy returns how many devices have acknowledged each of these tasks. From then
+// on what is gone is counted too.
+func (x *index) acknowledgedBy(taskUIDs []string, now time.Time) map[string]fleet.Acknowledged {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	counts := make(map[string]int64, len(taskUIDs))
-	for _, uid := range taskUIDs {
-		if n := x.acknowledged[unique.Make(uid)]; n > 0 {
-			counts[uid] = n
+	counts := make(map[string]fleet.Acknowledged, len(taskUIDs))
+	for _, name := range taskUIDs {
+		uid := unique.Make(name)
+		g := x.gone[uid]
+		if g == nil {
+			g = &gone{}
+			x.gone[uid] = g
+		}
+		g.asked = now
+		if n := (fleet.Acknowledged{Devices: x.acknowledged[uid], Gone: g.devices}); n.Devices+n.Gone > 0 {
+			counts[name] = n
+		}
+	}
+	for uid, g := range x.gone {
+		if now.Sub(g.asked) > goneFor {
+			delete(x.gone, uid)
 		}
 	}
 	return counts

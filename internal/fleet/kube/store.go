@@ -144,11 +144,11 @@ func (s *Store) Scan(ctx context.Context, q fleet.Query, limit int) (names []str
 }
 
 // Acknowledged implements [fleet.Store].
-func (s *Store) Acknowledged(_ context.Context, _ fleet.Product, taskUIDs []string) (map[string]int64, error) {
+func (s *Store) Acknowledged(_ context.Context, _ fleet.Product, taskUIDs []string) (map[string]fleet.Acknowledged, error) {
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
-	return s.index.acknowledgedBy(taskUIDs), nil
+	return s.index.acknowledgedBy(taskUIDs, s.clock.Now()), nil
 }
 
 // within returns the part of sorted names that is inside the bounds of q.

@@ -32,8 +32,8 @@ const (
 // Acknowledged implements [fleet.Store]. The counts do not fall: a device that was
 // deleted since, or whose shadow has forgotten the task, had acknowledged it. They go
 // with [Results.Delete].
-func (s *Store) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]int64, error) {
-	counts := map[string]int64{}
+func (s *Store) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]fleet.Acknowledged, error) {
+	counts := map[string]fleet.Acknowledged{}
 	err := s.query(ctx, "reading how many devices have acknowledged tasks", func(row pgx.CollectableRow) error {
 		var uid string
 		var n int64
@@ -43,11 +43,16 @@ func (s *Store) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []st
 		if _, twice := counts[uid]; twice || !slices.Contains(taskUIDs, uid) {
 			return contradicts("it counted task %s, which nobody asked for, or counted it twice", shown(uid))
 		}
-		counts[uid] = n
+		counts[uid] = fleet.Acknowledged{Devices: n, Total: true}
 		return number("the number of devices that have acknowledged a task", n, mostDevices)
 	}, acknowledgedSQL, p.Namespace, p.ProductID, taskUIDs)
 	if err != nil {
 		return nil, err
+	}
+	for _, uid := range taskUIDs {
+		if _, counted := counts[uid]; !counted {
+			counts[uid] = fleet.Acknowledged{Total: true} // by nobody, and that is a total too
+		}
 	}
 	return counts, nil
 }

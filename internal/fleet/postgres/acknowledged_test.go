@@ -28,7 +28,13 @@ func (h *harness) acknowledged(t testing.TB, p fleet.Product, uids ...string) ma
 	if err != nil {
 		t.Fatal(err)
 	}
-	return counts
+	devices := map[string]int64{}
+	for uid, n := range counts {
+		if n.Devices > 0 {
+			devices[uid] = n.Devices
+		}
+	}
+	return devices
 }
 
 // comply reports all that is desired of a device, as the device would.

@@ -162,7 +162,7 @@ func (r *Router) ChangeShadow(ctx context.Context, p fleet.Product, name string,
 }
 
 // Acknowledged implements [fleet.Store].
-func (r *Router) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]int64, error) {
+func (r *Router) Acknowledged(ctx context.Context, p fleet.Product, taskUIDs []string) (map[string]fleet.Acknowledged, error) {
 	s, err := r.orNone(ctx, p)
 	if err != nil {
 		return nil, err
