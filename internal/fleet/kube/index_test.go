@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -245,5 +246,51 @@ func TestAgrees(t *testing.T) {
 	}
 	if x := newIndex(); !x.agrees("empty", snapshot{version: 20}) {
 		t.Error("an empty index does not agree with an empty namespace")
+	}
+}
+
+// What devices had acknowledged and is gone is counted, once, from when somebody asks.
+func TestIndexAcknowledgedGone(t *testing.T) {
+	x := newIndex()
+	version := 0
+	write := func(device, uid string, disabled bool, tasks ...string) {
+		version++
+		o := object(device, "P", device, uid, 1, version, disabled)
+		o.Status.Shadow = &v1alpha1.DeviceShadow{AppliedTasks: tasks, Acknowledged: int32(len(tasks))}
+		x.OnUpdate(nil, o)
+	}
+	now := time.Unix(1_700_000_000, 0)
+	want := func(when string, devices, gone int64) {
+		t.Helper()
+		if diff := cmp.Diff(fleet.Acknowledged{Devices: devices, Gone: gone}, x.acknowledgedBy([]string{"task"}, now)["task"]); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
+		}
+	}
+	write("before", "u0", false, "task")
+	x.OnDelete(object("before", "P", "before", "u0", 1, 2, false))
+	for _, device := range []string{"a", "b", "c", "d"} {
+		write(device, "u-"+device, false, "task")
+	}
+	want("when first asked", 4, 0)
+	write("a", "u-a", false, "other", "task")
+	write("a", "u-a", true, "other", "task") // disabled: another entry
+	write("a", "u-a", false, "other", "task")
+	want("as before", 4, 0)
+	write("a", "u-a", false, "other")
+	want("one has forgotten it", 3, 1)
+	write("a", "u-a", true, "third")
+	want("long ago", 3, 1)
+	x.OnDelete(object("b", "P", "b", "u-b", 1, version, false))
+	x.OnDelete(toolscache.DeletedFinalStateUnknown{Key: "ns/c"})
+	want("two are deleted", 1, 3)
+	write("d", "anew", false)
+	want("one was made anew", 0, 4)
+	write("d", "anew", false, "task")
+	want("and has acknowledged it too", 1, 4)
+
+	now = now.Add(goneFor + time.Hour)
+	x.acknowledgedBy([]string{"another"}, now)
+	if len(x.gone) != 1 {
+		t.Errorf("%d tasks are remembered, want the one that was asked for", len(x.gone))
 	}
 }

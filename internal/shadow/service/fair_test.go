@@ -12,6 +12,8 @@ import (
 
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/fleettest"
+	"batchtask.dev/operator/internal/fleet/postgres"
+	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
 	"batchtask.dev/operator/internal/mqtt/mqtttest"
 )
 
@@ -127,6 +129,89 @@ func TestOthersAreAnswered(t *testing.T) {
 			eventually(t, "it is answered when its store is back", func() bool { return ask("back").Result == 0 })
 		})
 	}
+}
+
+// byProduct is a store for each product.
+type byProduct map[string]Store
+
+func (b byProduct) of(p fleet.Product) Store { return b[p.ProductID] }
+
+func (b byProduct) ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error) {
+	return b.of(p).ReadShadow(ctx, p, name)
+}
+
+func (b byProduct) ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error {
+	return b.of(p).ChangeShadow(ctx, p, name, change)
+}
+
+// The same with a real database that is stopped: its devices are told within the retry
+// time, others are answered all the while, and it is found when it goes on.
+func TestStoppedPostgres(t *testing.T) {
+	const speaking = 200
+	broker := mqtttest.StartMosquitto(t, mqtttest.WithConfig("max_inflight_messages 1000"))
+	server := pgtest.Start(t)
+	database, err := postgres.Open(t.Context(), postgres.Options{URL: server.Database(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Resume()
+		database.Close()
+	})
+	bad := fleet.Product{Namespace: "there", ProductID: "BAD"}
+	if _, err := database.Import(t.Context(), bad, func(yield func(postgres.Device, error) bool) {
+		for i := range speaking {
+			if !yield(postgres.Device{Name: fmt.Sprint("d", i)}, nil) {
+				return
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	stores := byProduct{bad.ProductID: database, product.ProductID: memory(t, "good")}
+	s := startWith(t, broker.URL(), stores, owners{product.ProductID: product.Namespace, bad.ProductID: bad.Namespace}, Options{RetryTime: 10 * time.Second})
+	c := connect(t, broker.URL(), "devices", 1)
+	name := func(i int) device { return device{bad.ProductID, fmt.Sprint("d", i)} }
+	say := func(i int) {
+		c.sendTo(name(i).topic(), `{"type":"update","state":{"reported":{"a":1}},"clientToken":"t"}`)
+	}
+	result := func(i int) int {
+		select {
+		case answer := <-c.on(name(i).resultTopic()):
+			return parse(t, answer).Result
+		case <-time.After(patience):
+			t.Errorf("device %d is not answered", i)
+			return -1
+		}
+	}
+	say(0)
+	if got := result(0); got != 0 {
+		t.Fatalf("result %d while the database is there", got)
+	}
+	server.Pause()
+	for i := range speaking {
+		say(i)
+	}
+	for i := range 50 {
+		if got := parse(t, c.ask("good", `{"type":"update","state":{"reported":{"a":1}}}`)); got.Result != 0 || got.Payload.Version != int64(i+1) {
+			t.Errorf("result %d, version %d of a device of another product", got.Result, got.Payload.Version)
+		}
+	}
+	for i := range speaking {
+		if got := result(i); got != 5100 {
+			t.Errorf("device %d: result %d while the database is stopped", i, got)
+		}
+	}
+	say(1)
+	if result(1); testutil.ToFloat64(s.metrics.refused.WithLabelValues(refusedAway)) == 0 {
+		t.Error("the product is not away")
+	}
+	server.Resume()
+	eventually(t, "its devices are answered when it goes on", func() bool {
+		<-time.After(100 * time.Millisecond)
+		say(2)
+		return result(2) == 0
+	})
 }
 
 func drain(answers <-chan string) {

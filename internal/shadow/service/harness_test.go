@@ -57,24 +57,24 @@ type running struct {
 }
 
 // start runs a service until the test ends, and waits until messages can come.
-func start(t *testing.T, url string, store fleet.Store, opts Options) *running {
+func start(t *testing.T, url string, store Store, opts Options) *running {
 	t.Helper()
 	return startWith(t, url, store, owners{product.ProductID: product.Namespace}, opts)
 }
 
 // startLenient is start for a test that holds calls up and wants no other call to be told
 // of it.
-func startLenient(t *testing.T, url string, store fleet.Store, opts Options) *running {
+func startLenient(t *testing.T, url string, store Store, opts Options) *running {
 	t.Helper()
 	return startAfter(t, url, store, owners{product.ProductID: product.Namespace}, opts, func(s *Service) { s.queue.slowAfter = time.Hour })
 }
 
-func startWith(t *testing.T, url string, store fleet.Store, products Products, opts Options) *running {
+func startWith(t *testing.T, url string, store Store, products Products, opts Options) *running {
 	t.Helper()
 	return startAfter(t, url, store, products, opts, func(*Service) {})
 }
 
-func startAfter(t *testing.T, url string, store fleet.Store, products Products, opts Options, prepare func(*Service)) *running {
+func startAfter(t *testing.T, url string, store Store, products Products, opts Options, prepare func(*Service)) *running {
 	t.Helper()
 	r := &running{}
 	opts.MQTT.URL = url

@@ -52,6 +52,13 @@ type Products interface {
 	Namespace(ctx context.Context, productID string) (string, error)
 }
 
+// Store is where the shadows are; what the methods do, [fleet.Store] says. A call must
+// return when its ctx ends.
+type Store interface {
+	ReadShadow(ctx context.Context, p fleet.Product, name string) (fleet.Shadow, error)
+	ChangeShadow(ctx context.Context, p fleet.Product, name string, change func(fleet.Shadow) (fleet.Shadow, error)) error
+}
+
 // Options are the settings of a Service. The zero value of a field stands for its
 // default.
 type Options struct {
@@ -131,7 +138,7 @@ func (o *Options) validate() error {
 // Service answers devices. Make it with New.
 type Service struct {
 	options    Options
-	store      fleet.Store
+	store      Store
 	products   Products
 	subscriber *mqtt.Subscriber
 	queue      *queue
@@ -149,7 +156,7 @@ type Service struct {
 
 // New makes a service that does nothing yet. It returns an error that names the
 // option that is wrong.
-func New(store fleet.Store, products Products, opts Options) (*Service, error) {
+func New(store Store, products Products, opts Options) (*Service, error) {
 	opts.setDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, err

@@ -200,6 +200,7 @@ func (s *Server) Kill() {
 
 // stop ends the server without waiting for its clients.
 func (s *Server) stop() {
+	s.Resume()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.process != nil {
