@@ -41,7 +41,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 	if err := Index(ctx, mgr); err != nil {
 		return err
 	}
-	if err := watchLedgers(ctx, mgr, parts.Ledger); err != nil {
+	if err := WatchLedgers(ctx, mgr, parts.Ledger); err != nil {
 		return err
 	}
 	if err := parts.Metrics.state.watch(ctx, mgr.GetCache()); err != nil {
@@ -75,9 +75,9 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 	return nil
 }
 
-// watchLedgers lets a ledger know what others have written, on every replica: the
+// WatchLedgers lets a ledger know what others have written, on every replica: the
 // webhooks change it too.
-func watchLedgers(ctx context.Context, mgr ctrl.Manager, ledger *quota.Ledger) error {
+func WatchLedgers(ctx context.Context, mgr ctrl.Manager, ledger *quota.Ledger) error {
 	informer, err := mgr.GetCache().GetInformer(ctx, &v1alpha1.TaskQuota{}, cache.BlockUntilSynced(false))
 	if err == nil {
 		_, err = informer.AddEventHandler(ledger.Watching())

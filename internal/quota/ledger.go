@@ -10,7 +10,8 @@
 // remembers: if there is a newer one, the write is refused and the ledger is read
 // live. What leads to no write, such as a refusal, always rests on a live read.
 //
-//	Reserve  the webhook, before the object exists; the slot is not bound
+//	Reserve  the webhook, before the object exists; the slot is not bound, and in a full
+//	         namespace only respected for as long as a create takes
 //	Confirm  the reconciler, before any phase or work: binds the slot
 //	Bind     the same, and takes a free one for a task that was created past the
 //	         webhook
@@ -58,6 +59,8 @@ type Ledger struct {
 	clock  clock.PassiveClock
 	memory memory
 
+	reservations reservations
+
 	mu     sync.Mutex
 	queues map[string]chan struct{} // one place for each namespace: its holder may write
 }
@@ -68,19 +71,23 @@ func NewLedger(live client.Reader, writer client.Client, clk clock.PassiveClock)
 }
 
 // Reserve takes a slot for a task that is being created. It returns a
-// *LimitError when none is free.
+// *LimitError when none is free. Where too many reservations have come to nothing it
+// takes none; see reservations.
 func (l *Ledger) Reserve(ctx context.Context, task Holder) error {
-	return l.change(ctx, task.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
-		return take(q, task, false, l.now())
-	})
+	if !l.reservations.trusted(task.Namespace, l.limitOf(task.Namespace), l.clock.Now()) {
+		return l.admitUnreserved(ctx, task.Namespace)
+	}
+	err := l.takeOver(ctx, task, false)
+	if err == nil {
+		l.reservations.made(task, l.clock.Now())
+	}
+	return err
 }
 
 // Bind makes sure that an existing task holds a slot: the one that was reserved,
 // or else a free one. It returns a *LimitError when there is neither.
 func (l *Ledger) Bind(ctx context.Context, task Holder) error {
-	return l.change(ctx, task.Namespace, func(q *v1alpha1.TaskQuota) (bool, error) {
-		return take(q, task, true, l.now())
-	})
+	return l.takeOver(ctx, task, true)
 }
 
 // Confirm binds the slot that was reserved for a task and reports whether there is
@@ -104,7 +111,14 @@ func (l *Ledger) Check(ctx context.Context, namespace string) error {
 	if err != nil {
 		return fmt.Errorf("read TaskQuota of namespace %q: %w", namespace, err)
 	}
-	return checkFree(quota)
+	err = checkFree(quota)
+	var full *LimitError
+	if errors.As(err, &full) {
+		if gone, failed := l.abandoned(ctx, full); failed != nil || len(gone) > 0 {
+			return failed // a create would get the slot of a task that has not come
+		}
+	}
+	return err
 }
 
 // Release frees the slots of these tasks, if they hold any. In a namespace that is
@@ -256,7 +270,7 @@ func (l *Ledger) apply(ctx context.Context, quota *v1alpha1.TaskQuota, remembere
 	if err != nil {
 		return fmt.Errorf("write TaskQuota of namespace %q: %w", quota.Namespace, err)
 	}
-	l.memory.keep(quota)
+	l.saw(quota)
 	return refused
 }
 

@@ -46,13 +46,19 @@ func (m *memory) drop(namespace string) {
 	delete(m.ledgers, namespace)
 }
 
+// saw takes note of a state of a ledger, which nobody may change any more.
+func (l *Ledger) saw(quota *v1alpha1.TaskQuota) {
+	l.reservations.met(quota)
+	l.memory.keep(quota)
+}
+
 // Watching returns what is to be told of every change that a watch on TaskQuotas
 // sees. Without it each ledger that another process has written costs a refused
 // write, and nothing else changes.
 func (l *Ledger) Watching() toolscache.ResourceEventHandler {
 	seen := func(obj any) {
 		if quota, ok := obj.(*v1alpha1.TaskQuota); ok {
-			l.memory.keep(quota)
+			l.saw(quota)
 		}
 	}
 	return toolscache.ResourceEventHandlerFuncs{

@@ -24,6 +24,8 @@ type LimitError struct {
 	Namespace string
 	Limit     int32
 	Holders   []string // names of the active tasks, sorted
+
+	reserved []v1alpha1.TaskSlot // of them those that no task has been seen for
 }
 
 // Error names the limit and the tasks that use it up.
@@ -58,12 +60,15 @@ func checkFree(q *v1alpha1.TaskQuota) error {
 	if len(q.Status.Slots) < int(q.Spec.MaxActiveTasks) {
 		return nil
 	}
-	holders := make([]string, 0, len(q.Status.Slots))
+	full := &LimitError{Namespace: q.Namespace, Limit: q.Spec.MaxActiveTasks, Holders: make([]string, 0, len(q.Status.Slots))}
 	for _, slot := range q.Status.Slots {
-		holders = append(holders, slot.Name)
+		full.Holders = append(full.Holders, slot.Name)
+		if !slot.Bound {
+			full.reserved = append(full.reserved, slot)
+		}
 	}
-	slices.Sort(holders)
-	return &LimitError{Namespace: q.Namespace, Limit: q.Spec.MaxActiveTasks, Holders: holders}
+	slices.Sort(full.Holders)
+	return full
 }
 
 // take gives the task a slot, or binds the one it has. It reports whether the

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -41,6 +40,7 @@ import (
 	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
 	"batchtask.dev/operator/internal/testenv"
@@ -104,18 +104,16 @@ func RunWithGrace(t *testing.T, grace time.Duration, slots clock.PassiveClock) *
 		ledger := quota.NewLedger(env.Client, env.Client, slots)
 		admission := &webhook.BatchTask{
 			Live: mgr.GetAPIReader(), Products: product.Finder{Reader: mgr.GetAPIReader(), Cache: mgr.GetClient()}, Quota: ledger,
-			Matches: matches{store}, Clock: clock.RealClock{}, Skew: longSkew, Patience: longPatience,
+			Matches: matches{store}, Clock: clock.RealClock{}, Skew: longSkew, Patience: longPatience, Advice: longPatience,
 		}
-		if err := admission.SetupWithManager(mgr); err != nil {
-			t.Fatal(err)
-		}
+		admission.SetupWithManager(mgr)
 		if i == 0 {
 			err = controllers.Setup(ctx, mgr, controllers.Parts{
 				Ledger: ledger, Store: store, Executor: s.Executor, Wake: wake, Clock: clock.RealClock{}, Grace: grace,
 				Metrics: controllers.NewMetrics(prometheus.NewRegistry()),
 			})
 		} else {
-			err = product.Index(ctx, mgr.GetFieldIndexer())
+			err = errors.Join(product.Index(ctx, mgr.GetFieldIndexer()), controllers.WatchLedgers(ctx, mgr, ledger))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -243,7 +241,7 @@ func (m matches) CountMatches(ctx context.Context, task *v1alpha1.BatchTask) (in
 	}
 	return m.store.Count(ctx, fleet.Query{
 		Product: fleet.Product{Namespace: task.Namespace, ProductID: task.Spec.ProductID},
-		Filter:  regexp.MustCompile(task.Spec.DeviceNameFilter),
+		Filter:  namefilter.MustParse(task.Spec.DeviceNameFilter),
 	})
 }
 
