@@ -3,10 +3,12 @@ package webhook_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,6 +20,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
@@ -125,6 +129,10 @@ func TestRefusals(t *testing.T) {
 		wantCause metav1.CauseType
 		want      string // part of the message
 	}{
+		{
+			"a pattern that is too large", task().Filter("(.?.?.?.?.?.?.?.?.?.?){100}!"), "spec.deviceNameFilter", metav1.CauseTypeFieldValueInvalid,
+			"is too large: it would be compiled to 2204 instructions; at most 2112 are allowed. Repeat counts multiply what they repeat",
+		},
 		{
 			"a pattern that is none", task().Filter("("), "spec.deviceNameFilter", metav1.CauseTypeFieldValueInvalid,
 			`spec.deviceNameFilter: Invalid value: "(": is not a regular expression in RE2 syntax: missing closing ): ` + "`(`",
@@ -334,5 +342,46 @@ func TestLoweredLimit(t *testing.T) {
 	}
 	if more := burst(t, s, 3, namespace, id, "last-"); len(more) != 1 {
 		t.Errorf("with one active task and a limit of 2, %d were admitted", len(more))
+	}
+}
+
+// A value of another type than the schema's is refused by the schema, field by field, as
+// if there were no webhook.
+func TestWrongTypes(t *testing.T) {
+	s := system.Run(t)
+	namespace, id := s.Namespace(t)
+	for _, tc := range []struct {
+		field string
+		value any
+	}{
+		{"scheduleTimeInSeconds", "1800000000"},
+		{"scheduleTimeInSeconds", float64(1 << 63)},
+		{"scheduleTimeInSeconds", 1.5},
+		{"deviceNameFilter", int64(17)},
+		{"cancel", "true"},
+		{"tasks", "x"},
+	} {
+		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(testobj.BatchTask("typed").In(namespace).Product(id).Publish("event", "x").Obj())
+		if err != nil {
+			t.Fatal(err)
+		}
+		task := &unstructured.Unstructured{Object: content}
+		task.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("BatchTask"))
+		if err := unstructured.SetNestedField(task.Object, tc.value, "spec", tc.field); err != nil {
+			t.Fatal(err)
+		}
+		err = s.Client.Create(t.Context(), task)
+		var refused apierrors.APIStatus
+		if !errors.As(err, &refused) || !apierrors.IsInvalid(err) || refused.Status().Details == nil {
+			t.Errorf("%s: %v is answered with %v, want 422 Invalid", tc.field, tc.value, err)
+			continue
+		}
+		causes := refused.Status().Details.Causes
+		if !slices.ContainsFunc(causes, func(c metav1.StatusCause) bool { return c.Field == "spec."+tc.field }) {
+			t.Errorf("%s: %v: the causes are %+v", tc.field, tc.value, causes)
+		}
+	}
+	if slots := s.Slots(t, namespace); len(slots) > 0 {
+		t.Errorf("refused tasks hold the slots %v", slots)
 	}
 }

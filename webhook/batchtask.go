@@ -23,7 +23,6 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/quota"
-	"batchtask.dev/operator/internal/taskid"
 	"batchtask.dev/operator/internal/validation"
 )
 
@@ -56,30 +55,19 @@ type BatchTask struct {
 	Skew     time.Duration // how far in the past a schedule may lie
 	// Patience is how long a new product may take to become Ready; 0 stands for 3 s.
 	Patience time.Duration
+	// Advice is how long a dry run may count the devices that match; 0 stands for 2 s.
+	Advice time.Duration
 }
 
-var (
-	_ admission.Validator[*v1alpha1.BatchTask] = (*BatchTask)(nil)
-	_ admission.Defaulter[*v1alpha1.BatchTask] = (*BatchTask)(nil)
-)
+var _ admission.Validator[*v1alpha1.BatchTask] = (*BatchTask)(nil)
 
-// SetupWithManager registers the webhooks with the manager's webhook server.
-func (w *BatchTask) SetupWithManager(mgr ctrl.Manager) error {
-	return ctrl.NewWebhookManagedBy(mgr, &v1alpha1.BatchTask{}).WithValidator(w).WithDefaulter(w).Complete()
-}
-
-// Default gives a new task its ID. A task whose name has the shape of an ID, as
-// the HTTP front names them, keeps that.
-func (w *BatchTask) Default(_ context.Context, task *v1alpha1.BatchTask) error {
-	id := task.Name
-	if !taskid.Valid(id) {
-		id = taskid.New(w.Clock.Now())
-	}
-	if task.Labels == nil {
-		task.Labels = map[string]string{}
-	}
-	task.Labels[v1alpha1.LabelTaskID] = id
-	return nil
+// SetupWithManager registers the webhooks with the manager's webhook server, at the
+// paths that the webhook configurations name.
+func (w *BatchTask) SetupWithManager(mgr ctrl.Manager) {
+	const of = "iot-batchtask-dev-v1alpha1-batchtask"
+	server := mgr.GetWebhookServer()
+	server.Register("/mutate-"+of, newGuard(&admission.Webhook{Handler: identify{w.Clock}}))
+	server.Register("/validate-"+of, newGuard(admission.WithValidator(mgr.GetScheme(), w)))
 }
 
 // ValidateCreate checks the rules that the schema cannot say, and last of all
@@ -95,8 +83,9 @@ func (w *BatchTask) ValidateCreate(ctx context.Context, task *v1alpha1.BatchTask
 		return warnings, err
 	}
 	if req.DryRun != nil && *req.DryRun {
-		warnings = append(warnings, w.preview(ctx, task)...)
-		err = w.Quota.Check(ctx, task.Namespace)
+		if err = w.Quota.Check(ctx, task.Namespace); err == nil {
+			warnings = append(warnings, w.preview(ctx, task)...)
+		}
 	} else {
 		err = w.Quota.Reserve(ctx, quota.Holder{UID: task.UID, Namespace: task.Namespace, Name: task.Name})
 	}
@@ -183,9 +172,17 @@ func (w *BatchTask) nameFree(ctx context.Context, task *v1alpha1.BatchTask) erro
 	}
 }
 
-// preview tells on a dry run how many devices match now.
+// preview tells on a dry run how many devices match now. That is advice: it has a bound
+// of its own, and whether the task would be admitted does not depend on it.
 func (w *BatchTask) preview(ctx context.Context, task *v1alpha1.BatchTask) []string {
-	n, err := w.Matches.CountMatches(ctx, task)
+	const defaultAdvice = 2 * time.Second
+	patience := cmp.Or(w.Advice, defaultAdvice)
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	n, err := w.Matches.CountMatches(bounded, task)
+	if err != nil && bounded.Err() != nil {
+		return []string{fmt.Sprintf("spec.deviceNameFilter: the devices that match could not be counted within %v", patience)}
+	}
 	if err != nil {
 		logf.FromContext(ctx).Error(err, "Cannot count the devices that match")
 		return []string{"spec.deviceNameFilter: the devices that match could not be counted"}

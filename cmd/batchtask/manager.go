@@ -119,10 +119,17 @@ func drain(ctx context.Context, exec *executor.Executor, timeout time.Duration, 
 }
 
 func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
+	secure := []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }}
+	if opts.webhookClientCA != "" {
+		clients := &webhookClients{caFile: opts.webhookClientCA, names: opts.webhookClientNames}
+		if _, err := clients.authorities(time.Now()); err != nil {
+			return nil, err
+		}
+		secure = append(secure, clients.apply)
+	}
 	return opts.newManager(log, "batchtask-manager", ctrl.Options{
 		WebhookServer: webhookserver.NewServer(webhookserver.Options{
-			Port: opts.webhookPort, CertDir: opts.webhookCertDir,
-			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
+			Port: opts.webhookPort, CertDir: opts.webhookCertDir, TLSOpts: secure,
 		}),
 	})
 }

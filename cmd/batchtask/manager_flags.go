@@ -35,6 +35,9 @@ type managerOptions struct {
 	webhookCertDir string
 	webhookService string
 	webhookSecret  string
+	// webhookClientCA and webhookClientNames say who may call the webhooks.
+	webhookClientCA    string
+	webhookClientNames []string
 
 	checkpoint     time.Duration
 	drain          time.Duration
@@ -60,6 +63,8 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&o.webhookCertDir, "webhook-cert-dir", "/tmp/k8s-webhook-server/serving-certs", "folder with tls.crt and tls.key; with --webhook-certs=self the Secret is mounted there")
 	flags.StringVar(&o.webhookService, "webhook-service", "batchtask-webhook", "Service of the webhooks, for --webhook-certs=self")
 	flags.StringVar(&o.webhookSecret, "webhook-secret", "batchtask-webhook-cert", "Secret that keeps the certificate, for --webhook-certs=self")
+	flags.StringVar(&o.webhookClientCA, "webhook-client-ca-file", "", "certificates of the authorities (PEM) whose clients may call the webhooks: the API server must show a certificate then. It is read again when it changes. Without it whoever reaches the port may call")
+	flags.StringSliceVar(&o.webhookClientNames, "webhook-client-names", nil, "names of the clients, as in their certificates (common name or DNS name), that may call the webhooks (default: all that --webhook-client-ca-file has signed)")
 
 	flags.DurationVar(&o.checkpoint, "checkpoint-interval", executor.DefaultCheckpointInterval, "how often a running task writes how far it is")
 	flags.DurationVar(&o.drain, "drain-timeout", executor.DefaultDrainTimeout, "how long a cancelled task, or the manager at its end, waits for acknowledgements")
@@ -79,6 +84,8 @@ func (o *managerOptions) validate() error {
 		return fmt.Errorf("--webhook-certs=%s: must be %s or %s", o.webhookCerts, certsSelf, certsFiles)
 	case o.webhooks && o.webhookCerts == certsSelf && o.namespace == "":
 		return errors.New("--namespace (or POD_NAMESPACE) is required with --webhook-certs=self: the namespace of the Secret")
+	case len(o.webhookClientNames) > 0 && o.webhookClientCA == "":
+		return errors.New("--webhook-client-names needs --webhook-client-ca-file: without it no client shows a certificate")
 	case o.webhookPort < 1 || o.webhookPort > 65535:
 		return fmt.Errorf("--webhook-port=%d: must be 1 to 65535", o.webhookPort)
 	case o.resendLimit < 0 || o.resendLimit > maxResendLimit:

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 
 	"github.com/open-policy-agent/cert-controller/pkg/rotator"
 	"k8s.io/apimachinery/pkg/types"
@@ -14,6 +13,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
 	"batchtask.dev/operator/webhook"
@@ -43,10 +43,7 @@ func setupWebhooks(ctx context.Context, mgr ctrl.Manager, opts *managerOptions, 
 			return
 		}
 		// The server reads its certificate when it starts, so it is made here.
-		if err := admission.SetupWithManager(mgr); err != nil {
-			mgr.GetLogger().Error(err, "Cannot serve the webhooks")
-			return
-		}
+		admission.SetupWithManager(mgr)
 		close(serving)
 	}()
 	ready := func(req *http.Request) error {
@@ -103,7 +100,7 @@ type matches struct {
 
 // CountMatches returns how many devices the task would be for now. The spec must be valid.
 func (m matches) CountMatches(ctx context.Context, task *v1alpha1.BatchTask) (int64, error) {
-	filter, err := regexp.Compile(task.Spec.DeviceNameFilter)
+	filter, err := namefilter.Parse(task.Spec.DeviceNameFilter)
 	if err != nil {
 		return 0, fmt.Errorf("spec.deviceNameFilter: %w", err)
 	}
