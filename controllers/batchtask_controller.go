@@ -110,7 +110,7 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	if seen.progress != nil {
 		r.Executor.Saved(req.NamespacedName, task.UID, seen.progress.Mark)
 	}
-	if err := r.act(task, next.action); err != nil {
+	if err := r.act(task, next.action, seen.progress != nil); err != nil {
 		return reconcile.Result{}, err
 	}
 	if err := r.label(ctx, task); err != nil {
@@ -125,7 +125,10 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 // as Processing, or an older checkpoint, and a run begun on that would serve devices
 // twice.
 func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchTask) (observation, error) {
-	seen := observation{now: r.Clock.Now(), invalid: validation.Spec(&task.Spec)}
+	seen := observation{now: r.Clock.Now()}
+	if !r.admitted.has(task.UID) { // what was right stays so: what may change is for the schema to judge
+		seen.invalid = validation.Spec(&task.Spec)
+	}
 	progress, running := r.Executor.Progress(client.ObjectKeyFromObject(task), task.UID)
 	if running {
 		seen.progress = &progress
@@ -240,11 +243,15 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 	return nil
 }
 
-// act carries out what was decided, once it has been written.
-func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action) error {
+// act carries out what was decided, once it has been written. A task that is running is
+// not read again to be started.
+func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action, running bool) error {
 	name := client.ObjectKeyFromObject(task)
 	switch what {
 	case actStart:
+		if running {
+			return nil
+		}
 		run, err := executor.FromObject(task)
 		if err != nil {
 			return fmt.Errorf("start task: %w", err)

@@ -118,6 +118,13 @@ func TestMalformedTaskFailsAlone(t *testing.T) {
 	if failed.Status.RetCode != 10002 || !strings.HasPrefix(failed.Status.ErrMsg, "spec.deviceNameFilter: Invalid value: ") {
 		t.Errorf("retCode %d, errMsg %q", failed.Status.RetCode, failed.Status.ErrMsg)
 	}
+	// Nor does one loop that was stored when larger filters were taken.
+	large := testobj.BatchTask("large").In(namespace).Product(id).Publish("event", "close").Filter("(.?.?.?.?.?.?.?.?.?.?){100}!").Obj()
+	op.create(t, large)
+	failed = op.waitPhase(t, large, v1alpha1.TaskPhaseFailed)
+	if readyReason(failed) != v1alpha1.ReasonInvalidSpec || !strings.Contains(failed.Status.ErrMsg, "is too large: it would be compiled to 2204 instructions") {
+		t.Errorf("a filter that is too large: reason %s, errMsg %q", readyReason(failed), failed.Status.ErrMsg)
+	}
 	// Its message is longer than the API server takes in an event.
 	op.waitEvent(t, bad, v1alpha1.EventFailed, "Warning")
 }

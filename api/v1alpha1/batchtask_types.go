@@ -62,7 +62,9 @@ type BatchTaskSpec struct {
 	// (https://github.com/google/re2/wiki/Syntax). The task is for every enabled
 	// device whose name it matches. It is not anchored: "door" matches
 	// "front-door-1"; write "^door$" for the whole name and ".*" for all devices.
-	// At most 1024 characters. Immutable.
+	// At most 1024 characters, and 2112 instructions when it is compiled, of which only
+	// repeat counts make many: no count need be greater than 48, the length of a name.
+	// Immutable.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024

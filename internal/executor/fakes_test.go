@@ -11,6 +11,7 @@ import (
 
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/mqtt"
+	"batchtask.dev/operator/internal/namefilter"
 )
 
 // devices is a fleet in memory, to inject faults.
@@ -72,9 +73,10 @@ func (d *devices) Scan(_ context.Context, q fleet.Query, limit int) ([]string, b
 func (d *devices) list(q fleet.Query, limit int) (names []string, more bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	filter := regexp.MustCompile(q.Filter.String())
 	from := sort.SearchStrings(d.names, q.After)
 	for _, n := range d.names[from:] {
-		if n == q.After || (q.Filter != nil && !q.Filter.MatchString(n)) {
+		if n == q.After || q.Filter != nil && !filter.MatchString(n) {
 			continue
 		}
 		if q.Until != "" && n > q.Until {
@@ -200,7 +202,7 @@ func (b *broker) total() (messages, topics int) {
 func publishTask(taskName, filter string) Task {
 	task := Task{
 		UID: "uid-of-" + typesUID(taskName), Product: fleet.Product{Namespace: "ns", ProductID: "P"},
-		Filter: regexp.MustCompile(filter), Deadline: time.Now().Add(time.Hour),
+		Filter: namefilter.MustParse(filter), Deadline: time.Now().Add(time.Hour),
 		Publish: &Publish{Topic: "event", Payload: []byte("close")},
 	}
 	task.Namespace, task.Name = "ns", taskName

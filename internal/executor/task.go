@@ -2,13 +2,13 @@ package executor
 
 import (
 	"fmt"
-	"regexp"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/schedule"
 	"batchtask.dev/operator/internal/shadow"
 )
@@ -19,7 +19,7 @@ type Task struct {
 	UID types.UID
 
 	Product  fleet.Product
-	Filter   *regexp.Regexp
+	Filter   *namefilter.Filter
 	Deadline time.Time // until when devices may be served
 
 	// After and Until bound the names that are served: After is exclusive, "" from
@@ -44,7 +44,7 @@ type Publish struct {
 
 // FromObject reads a Task from a BatchTask that has a deadline. The spec must be valid.
 func FromObject(obj *v1alpha1.BatchTask) (Task, error) {
-	filter, err := regexp.Compile(obj.Spec.DeviceNameFilter)
+	filter, err := namefilter.Parse(obj.Spec.DeviceNameFilter)
 	if err != nil {
 		return Task{}, fmt.Errorf("spec.deviceNameFilter: %w", err)
 	}

@@ -6,9 +6,9 @@ package fleet
 import (
 	"context"
 	"errors"
-	"regexp"
 	"time"
 
+	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/shadow"
 )
 
@@ -23,7 +23,7 @@ type Query struct {
 	Product Product
 	// Filter selects the names that it matches anywhere, unless it is anchored; nil
 	// selects all (CreateTask, deviceNameFilter).
-	Filter *regexp.Regexp
+	Filter *namefilter.Filter
 	// After is an exclusive lower bound; "" is from the start.
 	After string
 	// Until is an inclusive upper bound; "" is to the end. With After it makes a

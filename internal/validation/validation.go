@@ -5,25 +5,21 @@ package validation
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"batchtask.dev/operator/api/v1alpha1"
+	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/schedule"
 	"batchtask.dev/operator/internal/shadow"
 )
 
-// Limits of the texts of a task.
-const (
-	// MaxFilterLength is the longest device name filter, in characters.
-	MaxFilterLength = 1024
-	// MaxPayloadBytes is the largest payload of a message, in bytes.
-	MaxPayloadBytes = 16 << 10
-)
+// MaxPayloadBytes is the largest payload of a message, in bytes.
+const MaxPayloadBytes = 16 << 10
 
 // Spec checks what holds of a task at any time, whatever else exists. It trusts
 // nothing: an object that was written past the schema is checked as well.
@@ -136,11 +132,11 @@ func filter(pattern string, path *field.Path) field.ErrorList {
 	if pattern == "" {
 		return field.ErrorList{field.Required(path, `must not be empty; ".*" matches all devices`)}
 	}
-	if n := len([]rune(pattern)); n > MaxFilterLength {
-		return field.ErrorList{field.TooLongCharacters(path, "", MaxFilterLength)}
+	if n := utf8.RuneCountInString(pattern); n > namefilter.MaxLength {
+		return field.ErrorList{field.TooLongCharacters(path, "", namefilter.MaxLength)}
 	}
-	if _, err := regexp.Compile(pattern); err != nil {
-		return field.ErrorList{field.Invalid(path, pattern, explain(pattern, err))}
+	if _, err := namefilter.Parse(pattern); err != nil {
+		return field.ErrorList{field.Invalid(path, pattern, err.Error())}
 	}
 	return nil
 }

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"sync"
 
 	"github.com/google/go-cmp/cmp"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/namefilter"
 )
 
 func (s *suite) scanPages() {
@@ -99,7 +99,7 @@ func (s *suite) scanFilters() {
 		{`^nothing$`, []string{}},
 	}
 	for _, tt := range tests {
-		q := fleet.Query{Product: s.product, Filter: regexp.MustCompile(tt.filter)}
+		q := fleet.Query{Product: s.product, Filter: namefilter.MustParse(tt.filter)}
 		for _, limit := range []int{1, 3, 10} {
 			if diff := cmp.Diff(tt.want, s.all(q, limit)); diff != "" {
 				s.Errorf("filter %s, pages of %d (-want +got):\n%s", tt.filter, limit, diff)
@@ -109,7 +109,7 @@ func (s *suite) scanFilters() {
 			s.Errorf("filter %s: Count %d, want %d", tt.filter, got, len(tt.want))
 		}
 	}
-	q := fleet.Query{Product: s.product, Filter: regexp.MustCompile(`door`), After: "back-door", Until: "door-1"}
+	q := fleet.Query{Product: s.product, Filter: namefilter.MustParse(`door`), After: "back-door", Until: "door-1"}
 	if diff := cmp.Diff([]string{"door", "door-1"}, s.all(q, 1)); diff != "" {
 		s.Errorf("filter and range (-want +got):\n%s", diff)
 	}
@@ -158,7 +158,7 @@ func (s *suite) scanEnded() {
 	s.create(named("a")...)
 	ctx, cancel := context.WithCancel(s.ctx)
 	cancel()
-	q := fleet.Query{Product: s.product, Filter: regexp.MustCompile(`.`)}
+	q := fleet.Query{Product: s.product, Filter: namefilter.MustParse(`.`)}
 	if _, _, err := s.store.Scan(ctx, q, 10); !errors.Is(err, context.Canceled) {
 		s.Errorf("Scan with an ended context: error %v", err)
 	}
@@ -173,8 +173,8 @@ func (s *suite) disabled() {
 		s.Helper()
 		for _, q := range []fleet.Query{
 			{Product: s.product},
-			{Product: s.product, Filter: regexp.MustCompile(`.*`)},
-			{Product: s.product, Filter: regexp.MustCompile(`^[abc]$`), After: "-", Until: "c"},
+			{Product: s.product, Filter: namefilter.MustParse(`.*`)},
+			{Product: s.product, Filter: namefilter.MustParse(`^[abc]$`), After: "-", Until: "c"},
 		} {
 			if diff := cmp.Diff(want, s.all(q, 2)); diff != "" {
 				s.Errorf("%s (-want +got):\n%s", when, diff)

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"fmt"
-	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -11,6 +10,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/namefilter"
 )
 
 const benchDevices = 50_000
@@ -64,11 +64,11 @@ func BenchmarkIndexMemory(b *testing.B) {
 
 func BenchmarkScanPage(b *testing.B) {
 	s := benchStore(benchDevices)
-	filters := map[string]*regexp.Regexp{
+	filters := map[string]*namefilter.Filter{
 		"all":       nil,
-		"dotstar":   regexp.MustCompile(`.*`),
-		"one-in-10": regexp.MustCompile(`0$`),
-		"none":      regexp.MustCompile(`door$`),
+		"dotstar":   namefilter.MustParse(`.*`),
+		"one-in-10": namefilter.MustParse(`0$`),
+		"none":      namefilter.MustParse(`door$`),
 	}
 	for name, filter := range filters {
 		b.Run(name, func(b *testing.B) {

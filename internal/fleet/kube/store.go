@@ -17,6 +17,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/namefilter"
 )
 
 // DefaultConcurrency is how many shadows are written at the same time.
@@ -108,13 +109,12 @@ func (s *Store) Count(ctx context.Context, q fleet.Query) (int64, error) {
 		return int64(len(names)), nil
 	}
 	var count int64
-	for i, name := range names {
-		if err := expired(ctx, i); err != nil {
-			return 0, fmt.Errorf("counting devices: %w", err)
-		}
-		if q.Filter.MatchString(name) {
-			count++
-		}
+	err := namefilter.Each(ctx, q.Product.Namespace, q.Filter, names, func(string) bool {
+		count++
+		return true
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting devices: %w", err)
 	}
 	return count, nil
 }
@@ -128,19 +128,18 @@ func (s *Store) Scan(ctx context.Context, q fleet.Query, limit int) (names []str
 	if err := s.ready(); err != nil {
 		return nil, false, err
 	}
-	for i, name := range within(s.index.enabled(q.Product), q) {
-		if err := expired(ctx, i); err != nil {
-			return nil, false, fmt.Errorf("scanning devices: %w", err)
-		}
-		if q.Filter != nil && !q.Filter.MatchString(name) {
-			continue
-		}
+	err = namefilter.Each(ctx, q.Product.Namespace, q.Filter, within(s.index.enabled(q.Product), q), func(name string) bool {
 		if len(names) == limit {
-			return names, true, nil
+			more = true
+			return false
 		}
 		names = append(names, name)
+		return true
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("scanning devices: %w", err)
 	}
-	return names, false, nil
+	return names, more, nil
 }
 
 // Acknowledged implements [fleet.Store].
@@ -169,12 +168,4 @@ func after(names []string, bound string) int {
 		i++
 	}
 	return i
-}
-
-// expired returns the error of ctx, at some of the steps of a long loop.
-func expired(ctx context.Context, step int) error {
-	if step%1024 != 0 {
-		return nil
-	}
-	return ctx.Err()
 }

@@ -3,7 +3,6 @@ package postgres
 import (
 	"flag"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,6 +11,7 @@ import (
 
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
+	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/shadow"
 )
 
@@ -126,9 +126,9 @@ func (h *harness) hot(b *testing.B) (share float64) {
 // BenchmarkScan reads all names of a product in pages, and with one statement.
 func BenchmarkScan(b *testing.B) {
 	server, h, p, names := benchHarness(b)
-	filters := map[string]*regexp.Regexp{
-		"all": nil, "dotstar": regexp.MustCompile(`.*`), "one-in-10": regexp.MustCompile(`0$`),
-		"none": regexp.MustCompile(`door$`), "prefix": regexp.MustCompile(`^device-00001`),
+	filters := map[string]*namefilter.Filter{
+		"all": nil, "dotstar": namefilter.MustParse(`.*`), "one-in-10": namefilter.MustParse(`0$`),
+		"none": namefilter.MustParse(`door$`), "prefix": namefilter.MustParse(`^device-00001`),
 	}
 	for name, filter := range filters {
 		b.Run(name, func(b *testing.B) {

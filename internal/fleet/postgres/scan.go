@@ -3,16 +3,22 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/namefilter"
 )
 
 const (
 	// firstPage and lastPage are how many names are read at once to find those that a
-	// filter matches: few at first, and more where it matches few.
-	firstPage, lastPage = 1024, 32768
+	// filter matches: few at first, and more where it matches few. A page is held while it
+	// is matched, which may have to wait: it has 400 KB at the most.
+	firstPage, lastPage = 1024, 8192
+
+	// aboveNames is greater than all names of devices.
+	aboveNames = "\x7f"
 
 	// within selects the enabled devices of the parameters that bounds returns.
 	within = ` FROM batchtask_device WHERE namespace = $1 AND product_id = $2
@@ -30,7 +36,7 @@ func bounds(q fleet.Query) []any {
 	if until == "" {
 		until = aboveNames
 	}
-	from, below := narrow(q.Filter)
+	from, below := q.Filter.Range()
 	return []any{q.Product.Namespace, q.Product.ProductID, q.After, from, until, below}
 }
 
@@ -50,7 +56,7 @@ func (s *Store) number(ctx context.Context, sql string, args ...any) (n int64, e
 }
 
 // Count implements [fleet.Store]. With a filter it reads the names of all devices
-// within the range of q, without holding them.
+// within the range of q, in pages.
 func (s *Store) Count(ctx context.Context, q fleet.Query) (int64, error) {
 	args := bounds(q)
 	if q.Filter == nil {
@@ -59,13 +65,15 @@ func (s *Store) Count(ctx context.Context, q fleet.Query) (int64, error) {
 	var count int64
 	page := pager{store: s, doing: "counting devices", args: args, size: lastPage}
 	for !page.end {
-		err := page.next(ctx, func(name []byte) {
-			if q.Filter.Match(name) {
-				count++
-			}
-		})
+		names, err := page.next(ctx)
 		if err != nil {
 			return 0, err
+		}
+		if err := namefilter.Each(ctx, q.Product.Namespace, q.Filter, names, func(string) bool {
+			count++
+			return true
+		}); err != nil {
+			return 0, fmt.Errorf("counting devices: %w", err)
 		}
 	}
 	return count, nil
@@ -82,17 +90,19 @@ func (s *Store) Scan(ctx context.Context, q fleet.Query, limit int) (names []str
 		page.size = max(page.size, firstPage)
 	}
 	for !page.end && !more {
-		err := page.next(ctx, func(name []byte) {
-			switch {
-			case more || q.Filter != nil && !q.Filter.Match(name):
-			case len(names) == limit:
-				more = true
-			default:
-				names = append(names, string(name))
-			}
-		})
+		read, err := page.next(ctx)
 		if err != nil {
 			return nil, false, err
+		}
+		if err := namefilter.Each(ctx, q.Product.Namespace, q.Filter, read, func(name string) bool {
+			if len(names) == limit {
+				more = true
+				return false
+			}
+			names = append(names, strings.Clone(name)) // the page goes
+			return true
+		}); err != nil {
+			return nil, false, fmt.Errorf("scanning devices: %w", err)
 		}
 		page.size = min(4*page.size, max(lastPage, limit+1))
 	}
@@ -108,17 +118,27 @@ type pager struct {
 	end   bool  // there are no more names
 }
 
-// next hands the names of the next page to name, each for the time of that call.
-func (p *pager) next(ctx context.Context, name func([]byte)) error {
-	read, last, until := 0, fmt.Appendf(nil, "%s", p.args[2]), fmt.Sprint(p.args[4])
+// next returns the names of the next page. They are matched when the server has
+// answered: how long that takes is none of its time, and holds no connection.
+func (p *pager) next(ctx context.Context) ([]string, error) {
+	var text strings.Builder
+	ends := make([]int, 0, min(p.size, firstPage))
+	last, until := fmt.Appendf(nil, "%s", p.args[2]), fmt.Sprint(p.args[4])
 	err := p.store.query(ctx, p.doing, func(row pgx.CollectableRow) (err error) {
-		read++
-		if last, err = nextName(row, last, until, read, p.size); err != nil {
+		if last, err = nextName(row, last, until, len(ends)+1, p.size); err != nil {
 			return err
 		}
-		name(last)
+		text.Write(last)
+		ends = append(ends, text.Len())
 		return nil
 	}, namesSQL, append(p.args[:len(p.args):len(p.args)], p.size)...)
-	p.args[2], p.end = string(last), read < p.size
-	return err
+	if err != nil {
+		return nil, err
+	}
+	names, all, from := make([]string, len(ends)), text.String(), 0
+	for i, end := range ends {
+		names[i], from = all[from:end], end
+	}
+	p.args[2], p.end = string(last), len(names) < p.size
+	return names, nil
 }

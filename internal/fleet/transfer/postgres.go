@@ -8,6 +8,7 @@ import (
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/postgres"
 	"batchtask.dev/operator/internal/fleet/transfer/devicefile"
+	"batchtask.dev/operator/internal/namefilter"
 )
 
 // postgresBatch is how many devices are written in one transaction: so many that its
@@ -71,6 +72,6 @@ func (f InPostgres) Get(ctx context.Context, name string) (devicefile.Device, er
 	if err != nil {
 		return devicefile.Device{}, err
 	}
-	enabled, err := f.Store.Count(ctx, fleet.Query{Product: f.Product, Filter: regexp.MustCompile("^" + regexp.QuoteMeta(name) + "$")})
+	enabled, err := f.Store.Count(ctx, fleet.Query{Product: f.Product, Filter: namefilter.MustParse("^" + regexp.QuoteMeta(name) + "$")})
 	return devicefile.Device{Name: name, Disabled: enabled == 0, Shadow: shadow.Stored}, err
 }

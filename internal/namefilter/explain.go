@@ -1,4 +1,4 @@
-package validation
+package namefilter
 
 import (
 	"errors"
@@ -10,10 +10,10 @@ import (
 
 // explain says what is wrong with a pattern and where. Patterns often come from
 // engines that can do more than RE2, so what RE2 lacks is named.
-func explain(pattern string, err error) string {
+func explain(pattern string, err error) error {
 	var bad *syntax.Error
 	if !errors.As(err, &bad) {
-		return "is not a regular expression in RE2 syntax: " + err.Error()
+		return fmt.Errorf("is not a regular expression in RE2 syntax: %w", err)
 	}
 	fault := fmt.Sprintf("is not a regular expression in RE2 syntax: %s", bad.Code)
 	if what := missing(bad); what != "" {
@@ -21,9 +21,9 @@ func explain(pattern string, err error) string {
 	}
 	at := strings.Index(pattern, bad.Expr)
 	if at < 0 || bad.Expr == "" || bad.Expr == pattern {
-		return fmt.Sprintf("%s: `%s`", fault, bad.Expr)
+		return fmt.Errorf("%s: `%s`", fault, bad.Expr)
 	}
-	return fmt.Sprintf("%s: `%s` at character %d", fault, bad.Expr, utf8.RuneCountInString(pattern[:at])+1)
+	return fmt.Errorf("%s: `%s` at character %d", fault, bad.Expr, utf8.RuneCountInString(pattern[:at])+1)
 }
 
 // missing names the feature of other engines that a fragment asks for, if any.

@@ -1,4 +1,4 @@
-package postgres
+package namefilter
 
 import (
 	"math/rand/v2"
@@ -36,11 +36,11 @@ func TestNarrow(t *testing.T) {
 		{`.*`, "", aboveNames},
 	}
 	for _, tt := range tests {
-		if from, below := narrow(regexp.MustCompile(tt.filter)); from != tt.wantFrom || below != tt.wantBelow {
+		if from, below := MustParse(tt.filter).Range(); from != tt.wantFrom || below != tt.wantBelow {
 			t.Errorf("%s: from %q below %q, want %q and %q", tt.filter, from, below, tt.wantFrom, tt.wantBelow)
 		}
 	}
-	if from, below := narrow(nil); from != "" || below != aboveNames {
+	if from, below := (*Filter)(nil).Range(); from != "" || below != aboveNames {
 		t.Errorf("no filter: from %q below %q", from, below)
 	}
 }
@@ -84,7 +84,7 @@ func TestNarrowAgainstAllNames(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		from, below := narrow(filter)
+		from, below := MustParse(text).Range()
 		if from != "" {
 			narrowed++
 		}

@@ -1,7 +1,6 @@
-package postgres
+package namefilter
 
 import (
-	"regexp"
 	"regexp/syntax"
 	"strings"
 )
@@ -9,18 +8,16 @@ import (
 // aboveNames is greater than all names of devices.
 const aboveNames = "\x7f"
 
+// madeOfNameBytes reports whether text has only characters that names of devices have.
+func madeOfNameBytes(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != ':' && r != '_' && r != '-'
+	})
+}
+
 // narrow returns a range of names, from inclusive and below exclusive, outside of
-// which filter matches none; it is empty if filter matches no name at all.
-func narrow(filter *regexp.Regexp) (from, below string) {
-	if filter == nil {
-		return "", aboveNames
-	}
-	// As regexp.Compile does. One that was made by CompilePOSIX means the same, or less,
-	// for texts without line breaks.
-	tree, err := syntax.Parse(filter.String(), syntax.Perl)
-	if err != nil {
-		return "", aboveNames
-	}
+// which the expression matches none; it is empty if it matches no name at all.
+func narrow(tree *syntax.Regexp) (from, below string) {
 	if !anchored(tree) {
 		return "", aboveNames
 	}
