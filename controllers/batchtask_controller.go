@@ -27,6 +27,7 @@ import (
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/history"
+	"batchtask.dev/operator/internal/lease"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
 	"batchtask.dev/operator/internal/taskid"
@@ -70,9 +71,14 @@ type BatchTaskReconciler struct {
 	Metrics  *Metrics
 	// Wake is where the executor tells of progress.
 	Wake *Wakeups
+	// Lease is what the process is elected by, and where its epoch comes from.
+	Lease *lease.Lease
+	// Stop ends the process with an error that nobody but a person can mend.
+	Stop func(error)
 
-	admitted admitted
-	written  written
+	admitted  admitted
+	written   written
+	abandoned abandoned
 }
 
 // Reconcile takes a task one step further.
@@ -100,17 +106,31 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if task.Status.Phase.Finished() {
-		return reconcile.Result{}, nil // the live read showed it; the cache will follow
+	if task.Status.Phase.Finished() { // the live read showed it; the cache will follow
+		r.Executor.Forget(req.NamespacedName)
+		return reconcile.Result{}, nil
+	}
+	switch {
+	case seen.progress == nil && !seen.sure:
+		return reconcile.Result{RequeueAfter: doubtRetry}, nil // nothing may begin, nor end
+	case seen.progress == nil:
+		if left := r.abandoned.left(req.NamespacedName, seen.now); left > 0 {
+			return reconcile.Result{RequeueAfter: left}, nil
+		}
+	case epochOf(task) != seen.hold.Epoch():
+		return r.judge(ctx, task, seen)
 	}
 	next := decide(task, seen)
 	if err := r.write(ctx, task, next); err != nil {
+		if seen.progress != nil && apierrors.IsConflict(err) {
+			return r.judge(ctx, task, seen)
+		}
 		return retryConflict(err)
 	}
 	if seen.progress != nil {
 		r.Executor.Saved(req.NamespacedName, task.UID, seen.progress.Mark)
 	}
-	if err := r.act(task, next.action, seen.progress != nil); err != nil {
+	if err := r.act(task, next.action, seen.progress != nil, seen.hold); err != nil {
 		return reconcile.Result{}, err
 	}
 	if err := r.label(ctx, task); err != nil {
@@ -133,6 +153,12 @@ func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchT
 	if running {
 		seen.progress = &progress
 	}
+	// The right to begin is asked for again below, after the live read: what was read while
+	// the Lease was surely held is not older than what its last holder wrote. Asked for
+	// before, it only spares the reads of a process that may not begin anything.
+	if seen.hold, seen.sure = r.hold(); !running && !seen.sure {
+		return seen, nil
+	}
 	toRun := task.Status.Phase == v1alpha1.TaskPhaseProcessing && !running
 	if len(seen.invalid) == 0 && (toRun || !r.admitted.has(task.UID)) {
 		noSlot, err := r.pass(ctx, task)
@@ -140,6 +166,7 @@ func (r *BatchTaskReconciler) observe(ctx context.Context, task *v1alpha1.BatchT
 			return seen, err
 		}
 		seen.noSlot = noSlot
+		seen.hold, seen.sure = r.hold()
 	}
 	if seen.taskID = task.Labels[v1alpha1.LabelTaskID]; !taskid.Valid(seen.taskID) {
 		seen.taskID = taskid.New(seen.now)
@@ -222,6 +249,10 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 		return fmt.Errorf("write status: %w", err)
 	}
 	r.written.keep(task)
+	if want := next.status.Checkpoint; want != nil && want.Epoch != epochOf(task) {
+		r.Stop(errOldResources)
+		return errOldResources
+	}
 	r.Metrics.observeStatus(before, task, r.Clock.Now())
 	if next.scheduled != "" {
 		r.Recorder.Eventf(task, nil, corev1.EventTypeNormal, v1alpha1.ReasonScheduled, string(v1alpha1.TaskPhaseWaiting), "%s", next.scheduled)
@@ -245,7 +276,7 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 
 // act carries out what was decided, once it has been written. A task that is running is
 // not read again to be started.
-func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action, running bool) error {
+func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action, running bool, hold lease.Hold) error {
 	name := client.ObjectKeyFromObject(task)
 	switch what {
 	case actStart:
@@ -256,6 +287,7 @@ func (r *BatchTaskReconciler) act(task *v1alpha1.BatchTask, what action, running
 		if err != nil {
 			return fmt.Errorf("start task: %w", err)
 		}
+		run.Hold = hold // as it was before the epoch was written
 		r.Executor.Ensure(run)
 	case actCancel:
 		r.Executor.Cancel(name, task.UID)
@@ -347,6 +379,7 @@ func (r *BatchTaskReconciler) forget(name types.NamespacedName) {
 	r.Executor.Forget(name)
 	r.admitted.remove(name)
 	r.written.drop(name)
+	r.abandoned.drop(name)
 }
 
 // SetupWithManager registers the reconciler. The cache must have the index of

@@ -9,6 +9,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/executor"
+	"batchtask.dev/operator/internal/lease"
 	"batchtask.dev/operator/internal/schedule"
 )
 
@@ -19,6 +20,8 @@ type observation struct {
 	invalid field.ErrorList  // what is wrong with the spec
 	noSlot  error            // a *quota.LimitError when the task holds no slot
 	product productCondition // of the task's product
+	hold    lease.Hold       // the right to run tasks
+	sure    bool             // that right is sure
 	// progress is nil when the task has no run.
 	progress *executor.Progress
 }
@@ -61,6 +64,20 @@ type decision struct {
 func decide(task *v1alpha1.BatchTask, seen observation) decision {
 	d := decision{status: *task.Status.DeepCopy()}
 	d.status.ObservedGeneration = task.Generation
+	d = d.step(task, seen)
+	d.stamp(task, seen.hold.Epoch())
+	return d
+}
+
+func (d decision) step(task *v1alpha1.BatchTask, seen observation) decision {
+	refused := len(seen.invalid) > 0 || seen.noSlot != nil
+	if refused && seen.progress != nil {
+		d.takeProgress(*seen.progress)
+		if seen.progress.Outcome == executor.OutcomeNone { // nothing ends while devices are served
+			d.action = actCancel
+			return d
+		}
+	}
 	switch {
 	case len(seen.invalid) > 0:
 		return d.fail(task, seen, v1alpha1.ReasonInvalidSpec, retCodeInvalid, seen.invalid.ToAggregate().Error())
@@ -202,7 +219,6 @@ func (d decision) finish(task *v1alpha1.BatchTask, seen observation, phase v1alp
 	now := metav1.NewTime(seen.now)
 	d.status.Phase = phase
 	d.status.CompletionTime = &now
-	d.status.Checkpoint = nil
 	if d.status.TaskID == "" {
 		d.status.TaskID = seen.taskID
 	}

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
@@ -82,6 +83,34 @@ func (w *written) drop(name types.NamespacedName) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.tasks, name)
+}
+
+// abandoned remembers until when a task is left to the other manager that was found to
+// run it.
+type abandoned struct {
+	mu    sync.Mutex
+	until map[types.NamespacedName]time.Time
+}
+
+func (a *abandoned) add(name types.NamespacedName, until time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.until == nil {
+		a.until = map[types.NamespacedName]time.Time{}
+	}
+	a.until[name] = until
+}
+
+func (a *abandoned) left(name types.NamespacedName, now time.Time) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.until[name].Sub(now)
+}
+
+func (a *abandoned) drop(name types.NamespacedName) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.until, name)
 }
 
 // Wakeups carries the executor's news to the reconciler's queue.

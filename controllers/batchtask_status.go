@@ -33,7 +33,7 @@ func (d *decision) takeProgress(p executor.Progress) {
 	}
 	d.status.Percent = percent(p.Succeeded, p.Matched)
 	if p.Cursor != "" || d.status.Checkpoint != nil {
-		d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor}
+		d.status.Checkpoint = &v1alpha1.Checkpoint{Cursor: p.Cursor, Pending: p.Pending} // signed by stamp
 	}
 	d.status.Failures = p.Failures
 }

@@ -31,6 +31,7 @@ import (
 	"batchtask.dev/operator/internal/executor"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/lease"
 	"batchtask.dev/operator/internal/quota"
 	"batchtask.dev/operator/internal/testenv"
 	"batchtask.dev/operator/internal/testobj"
@@ -93,6 +94,7 @@ func run(t *testing.T, set settings) *operator {
 	parts := controllers.Parts{
 		Ledger: op.ledger, Store: store, Executor: op.executor, Wake: wake, Clock: set.clock, Grace: set.grace, Quarantine: set.quarantine,
 		Metrics: controllers.NewMetrics(prometheus.NewRegistry()),
+		Lease:   lease.Sole("operator-" + t.Name()), Stop: func(err error) { t.Errorf("the operator is to end: %v", err) },
 	}
 	if set.executor != nil {
 		parts.Executor = set.executor(t, store, wake.Wake)

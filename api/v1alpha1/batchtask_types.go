@@ -285,12 +285,38 @@ func (s *BatchTaskStatus) Counts() DeviceCounts {
 }
 
 // Checkpoint is where a restarted manager goes on: every device up to cursor has
-// its result and is in the counts, none after it is.
+// its result and is in the counts, except those of pending; none after it is.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.epoch) || !has(self.pending) || size(self.pending) == 0",message="pending needs an epoch",fieldPath=".pending"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.epoch) || (has(self.sequence) ? self.sequence : 0) > (has(oldSelf.sequence) ? oldSelf.sequence : 0) || (self.cursor == oldSelf.cursor && has(self.epoch) && self.epoch == oldSelf.epoch && has(self.pending) == has(oldSelf.pending) && (!has(self.pending) || self.pending == oldSelf.pending))",message="a newer program runs this task: whoever changes its checkpoint must raise status.checkpoint.sequence, which this program does not know; let the newer one run until the task has finished",reason=FieldValueForbidden
 type Checkpoint struct {
 	// cursor is the name of the last device that is counted; empty before the first.
 	// +optional
 	// +kubebuilder:validation:MaxLength=48
 	Cursor string `json:"cursor"`
+
+	// epoch names the manager that runs the task: its identity in the leader election
+	// and how often the leader had changed. Only that manager may write the checkpoint
+	// and the counts; another first writes its own epoch. Absent where no manager runs
+	// the task, or one that is older than this field.
+	// +optional
+	// +kubebuilder:validation:MaxLength=320
+	Epoch string `json:"epoch,omitempty"`
+
+	// sequence rises with each write of the checkpoint, of the counts or of the phase.
+	// A program that does not know it is refused, since it does not raise it.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Sequence int64 `json:"sequence,omitempty"`
+
+	// pending are the devices at or before cursor that have no result: at most 100, left
+	// by a manager that stopped while their messages were not acknowledged. They are in
+	// no count, and are served again.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:items:MaxLength=48
+	Pending []string `json:"pending,omitempty"`
 }
 
 // DeviceFailure says why a device failed.
@@ -336,6 +362,7 @@ type DeviceFailure struct {
 // +kubebuilder:selectablefield:JSONPath=`.spec.productID`
 // +kubebuilder:selectablefield:JSONPath=`.spec.taskType`
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.status) || !has(oldSelf.status.phase) || (has(self.status) && has(self.status.phase) && (self.status.phase == oldSelf.status.phase || (oldSelf.status.phase == 'Waiting') || (oldSelf.status.phase == 'Processing' && self.status.phase != 'Waiting')))",message="status.phase only moves forward, from Waiting over Processing to Done, Failed or Cancelled, and a finished phase never changes",fieldPath=".status.phase"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.status) || !has(oldSelf.status.checkpoint) || !has(oldSelf.status.checkpoint.epoch) || (has(self.status) && has(self.status.checkpoint) && ((has(self.status.checkpoint.sequence) ? self.status.checkpoint.sequence : 0) > (has(oldSelf.status.checkpoint.sequence) ? oldSelf.status.checkpoint.sequence : 0) || (has(self.status.phase) && has(oldSelf.status.phase) && self.status.phase == oldSelf.status.phase && (has(self.status.devices) && has(self.status.devices.succeeded) ? self.status.devices.succeeded : 0) == (has(oldSelf.status.devices) && has(oldSelf.status.devices.succeeded) ? oldSelf.status.devices.succeeded : 0) && (has(self.status.devices) && has(self.status.devices.failed) ? self.status.devices.failed : 0) == (has(oldSelf.status.devices) && has(oldSelf.status.devices.failed) ? oldSelf.status.devices.failed : 0))))",message="a newer program runs this task: whoever changes its phase, counts or checkpoint must raise status.checkpoint.sequence, which this program does not know; let the newer one run until the task has finished",fieldPath=".status.checkpoint",reason=FieldValueForbidden
 type BatchTask struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

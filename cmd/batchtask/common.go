@@ -68,7 +68,7 @@ func (o *commonOptions) bind(flags *pflag.FlagSet) {
 
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "work on one replica only, which a Lease elects")
 	flags.DurationVar(&o.leaseDuration, "leader-elect-lease-duration", 15*time.Second, "how long a silent leader stays leader")
-	flags.DurationVar(&o.renewDeadline, "leader-elect-renew-deadline", 10*time.Second, "how long the leader tries to renew before it gives up")
+	flags.DurationVar(&o.renewDeadline, "leader-elect-renew-deadline", 10*time.Second, "how long the leader tries to renew before it gives up; after half of it without a renewal it begins no task and serves no further devices")
 	flags.DurationVar(&o.retryPeriod, "leader-elect-retry-period", 2*time.Second, "how often to try to become or stay leader")
 }
 
@@ -81,8 +81,11 @@ func (o *commonOptions) validate() error {
 		return errors.New("--namespace (or POD_NAMESPACE) is required with --leader-elect: the namespace of the Lease")
 	case o.retryPeriod <= 0:
 		return fmt.Errorf("--leader-elect-retry-period=%s: must be positive", o.retryPeriod)
-	case o.renewDeadline >= o.leaseDuration || o.retryPeriod >= o.renewDeadline:
-		return fmt.Errorf("--leader-elect-lease-duration=%s must be longer than --leader-elect-renew-deadline=%s, and that longer than --leader-elect-retry-period=%s",
+	case o.leaseDuration < time.Second || o.leaseDuration%time.Second != 0:
+		return fmt.Errorf("--leader-elect-lease-duration=%s: must be whole seconds, as a Lease keeps them, and at least 1s", o.leaseDuration)
+	case o.renewDeadline >= o.leaseDuration || o.renewDeadline < 5*o.retryPeriod/2:
+		// A leader is in doubt after half of the renew deadline: it must be renewed well before.
+		return fmt.Errorf("--leader-elect-lease-duration=%s must be longer than --leader-elect-renew-deadline=%s, and that at least 2.5 times --leader-elect-retry-period=%s",
 			o.leaseDuration, o.renewDeadline, o.retryPeriod)
 	}
 	return o.databaseOptions.validate()

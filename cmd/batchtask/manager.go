@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"time"
 
@@ -53,13 +54,17 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	if err != nil {
 		return err
 	}
-	mgr, err := newManager(opts, log)
+	elected, err := opts.newElection("batchtask-manager")
+	if err != nil {
+		return err
+	}
+	mgr, err := newManager(opts, elected, log)
 	if err != nil {
 		return err
 	}
 	// running outlives stop by the time it takes to write the last checkpoints.
-	running, end := context.WithCancel(context.WithoutCancel(stop))
-	defer end()
+	running, end := context.WithCancelCause(context.WithoutCancel(stop))
+	defer end(nil)
 
 	live, err := newClient(mgr)
 	if err != nil {
@@ -86,7 +91,7 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	}
 	if err := controllers.Setup(running, mgr, controllers.Parts{
 		Ledger: ledger, Store: store, Executor: exec, Wake: wake, Clock: clk, Grace: opts.slotGrace, Quarantine: opts.quarantine, Results: databases.Results,
-		Metrics: controllers.NewMetrics(metrics.Registry),
+		Metrics: controllers.NewMetrics(metrics.Registry), Lease: elected.lease, Stop: end,
 	}); err != nil {
 		return err
 	}
@@ -99,11 +104,15 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 
 	go func() {
 		<-stop.Done()
+		elected.lease.StepDown() // or a task that was drained would begin again
 		drain(running, exec, opts.drain, log)
-		end()
+		end(nil)
 	}()
 	if err := mgr.Start(running); err != nil {
 		return fmt.Errorf("manager: %w", err)
+	}
+	if err := context.Cause(running); !errors.Is(err, context.Canceled) {
+		return err
 	}
 	return nil
 }
@@ -118,7 +127,7 @@ func drain(ctx context.Context, exec *executor.Executor, timeout time.Duration, 
 	}
 }
 
-func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
+func newManager(opts *managerOptions, elected election, log logr.Logger) (ctrl.Manager, error) {
 	secure := []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }}
 	if opts.webhookClientCA != "" {
 		clients := &webhookClients{caFile: opts.webhookClientCA, names: opts.webhookClientNames}
@@ -127,11 +136,16 @@ func newManager(opts *managerOptions, log logr.Logger) (ctrl.Manager, error) {
 		}
 		secure = append(secure, clients.apply)
 	}
-	return opts.newManager(log, "batchtask-manager", ctrl.Options{
+	mgr, err := opts.newManager(log, "batchtask-manager", ctrl.Options{
+		LeaderElectionResourceLockInterface: elected.lock,
 		WebhookServer: webhookserver.NewServer(webhookserver.Options{
 			Port: opts.webhookPort, CertDir: opts.webhookCertDir, TLSOpts: secure,
 		}),
 	})
+	if err == nil {
+		elected.recordIn(mgr)
+	}
+	return mgr, err
 }
 
 // onLeader runs on the elected replica only.

@@ -23,7 +23,9 @@ func TestWrongSettings(t *testing.T) {
 		{"resend limit", []string{broker, "--webhooks=false", "--resend-limit=-1"}, "--resend-limit=-1: must be 0 (as --publish-window) to 1000000"},
 		{"no time at all", []string{broker, "--webhooks=false", "--drain-timeout=0s"}, "--drain-timeout=0s: must be positive"},
 		{"negative skew", []string{broker, "--webhooks=false", "--schedule-skew=-1s"}, "--schedule-skew=-1s: must not be negative"},
-		{"lease", []string{broker, "--webhooks=false", "--leader-elect-renew-deadline=20s"}, "--leader-elect-lease-duration=15s must be longer than --leader-elect-renew-deadline=20s, and that longer than --leader-elect-retry-period=2s"},
+		{"lease", []string{broker, "--webhooks=false", "--leader-elect-renew-deadline=20s"}, "--leader-elect-lease-duration=15s must be longer than --leader-elect-renew-deadline=20s, and that at least 2.5 times --leader-elect-retry-period=2s"},
+		{"lease that is renewed too seldom", []string{broker, "--webhooks=false", "--leader-elect-retry-period=5s"}, "--leader-elect-lease-duration=15s must be longer than --leader-elect-renew-deadline=10s, and that at least 2.5 times --leader-elect-retry-period=5s"},
+		{"lease of half a second", []string{broker, "--webhooks=false", "--leader-elect-lease-duration=14500ms"}, "--leader-elect-lease-duration=14.5s: must be whole seconds, as a Lease keeps them, and at least 1s"},
 		{"good", []string{broker, "--webhooks=false"}, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

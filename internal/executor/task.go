@@ -8,6 +8,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/lease"
 	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/schedule"
 	"batchtask.dev/operator/internal/shadow"
@@ -26,6 +27,12 @@ type Task struct {
 	// the start; Until is inclusive, "" to the end. A resumed task begins after its
 	// checkpoint.
 	After, Until string
+
+	// Pending are devices at or before After that have no result: they are in no count.
+	Pending []string
+
+	// Hold is the right to serve devices, as it was before the task was taken over.
+	Hold lease.Hold
 
 	// What is counted already, up to After.
 	Matched, Succeeded, Failed int64
@@ -61,7 +68,7 @@ func FromObject(obj *v1alpha1.BatchTask) (Task, error) {
 		Failures:       obj.Status.Failures,
 	}
 	if obj.Status.Checkpoint != nil {
-		task.After = obj.Status.Checkpoint.Cursor
+		task.After, task.Pending = obj.Status.Checkpoint.Cursor, obj.Status.Checkpoint.Pending
 	}
 	if obj.Spec.TaskType == v1alpha1.TaskTypePublishMessage {
 		message := obj.Spec.Tasks.PublishMessageTask
@@ -95,7 +102,10 @@ const (
 // Progress is how far a run has come. Its counts include those that the task
 // began with.
 type Progress struct {
-	Cursor            string // the last device that is counted
+	Cursor string // the last device that is counted
+	// Pending are devices at or before Cursor that have no result, at most 100; see
+	// Task.Pending.
+	Pending           []string
 	Mark              uint64 // names this checkpoint; see Executor.Saved
 	Matched           int64  // as counted at the start; exact once Served or Expired
 	Succeeded, Failed int64

@@ -40,6 +40,7 @@ import (
 	"batchtask.dev/operator/controllers"
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/kube"
+	"batchtask.dev/operator/internal/lease"
 	"batchtask.dev/operator/internal/namefilter"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
@@ -111,6 +112,7 @@ func RunWithGrace(t *testing.T, grace time.Duration, slots clock.PassiveClock) *
 			err = controllers.Setup(ctx, mgr, controllers.Parts{
 				Ledger: ledger, Store: store, Executor: s.Executor, Wake: wake, Clock: clock.RealClock{}, Grace: grace,
 				Metrics: controllers.NewMetrics(prometheus.NewRegistry()),
+				Lease:   lease.Sole("system"), Stop: func(err error) { t.Errorf("the system is to end: %v", err) },
 			})
 		} else {
 			err = errors.Join(product.Index(ctx, mgr.GetFieldIndexer()), controllers.WatchLedgers(ctx, mgr, ledger))
