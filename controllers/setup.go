@@ -16,6 +16,7 @@ import (
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/lease"
 	"batchtask.dev/operator/internal/product"
 	"batchtask.dev/operator/internal/quota"
 )
@@ -30,6 +31,10 @@ type Parts struct {
 	Clock    clock.PassiveClock
 	// Results returns where results of tasks are kept; nil for nowhere.
 	Results func(context.Context) []fleet.Results
+	// Lease is what the process is elected by.
+	Lease *lease.Lease
+	// Stop ends the process with an error.
+	Stop func(error)
 	// Grace is how long a slot is kept whose task has not appeared.
 	Grace time.Duration
 	// Quarantine is how long a product ID is kept for a namespace whose product is gone.
@@ -52,6 +57,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 		"BatchTask": &BatchTaskReconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Gate: parts.Ledger, Executor: parts.Executor,
 			Clock: parts.Clock, Recorder: recorder, Metrics: parts.Metrics, Wake: parts.Wake,
+			Lease: parts.Lease, Stop: parts.Stop,
 		},
 		"Product": &ProductReconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder, Quarantine: parts.Quarantine,
@@ -68,7 +74,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 		return fmt.Errorf("add what counts acknowledgements: %w", err)
 	}
 	if parts.Results != nil {
-		if err := mgr.Add(&ResultsRetention{Client: mgr.GetClient(), Results: parts.Results, Clock: clock.RealClock{}}); err != nil {
+		if err := mgr.Add(&ResultsRetention{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Results: parts.Results, Clock: clock.RealClock{}, Lease: parts.Lease}); err != nil {
 			return fmt.Errorf("add the retention of results: %w", err)
 		}
 	}

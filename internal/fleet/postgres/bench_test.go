@@ -171,9 +171,10 @@ func BenchmarkRecord(b *testing.B) {
 	h := newHarness(b, pgtest.Start(b))
 	p := h.Product(b)
 	next := 0
+	h.take(b, "uid", epoch, "", 0)
 	b.ResetTimer()
 	for range b.N {
-		part := fleet.ResultRange{At: time.UnixMilli(1)}
+		part := fleet.ResultRange{At: time.UnixMilli(1), Epoch: epoch}
 		if next > 0 {
 			part.After = deviceName(next - 1)
 		}

@@ -82,9 +82,10 @@ func TestLostAnswers(t *testing.T) {
 	h.wantApplied(t, p, "task", len(names))
 
 	// Results are recorded again when nobody knows whether they were.
+	h.take(t, "uid", epoch, "", 0)
 	recording.Store(true)
 	for from := 0; from < 1000; from += 100 {
-		r := fleet.ResultRange{Upto: names[from+99], Succeeded: names[from : from+99], Failed: []fleet.Failure{{Name: names[from+99], Reason: "X"}}, At: time.UnixMilli(1)}
+		r := fleet.ResultRange{Upto: names[from+99], Succeeded: names[from : from+99], Failed: []fleet.Failure{{Name: names[from+99], Reason: "X"}}, At: time.UnixMilli(1), Epoch: epoch}
 		if from > 0 {
 			r.After = names[from-1]
 		}

@@ -33,10 +33,8 @@ func (s *Store) Results() *Results { return &Results{s} }
 var errNotInRange = errors.New("a result is not within the range that is recorded, or a device has two")
 
 const (
-	// The row of the task is the lock of all who write its results.
-	resultLockSQL = `INSERT INTO batchtask_result_task (task_uid, namespace, product_id) VALUES ($1, $2, $3)
-		ON CONFLICT (task_uid) DO UPDATE SET namespace = EXCLUDED.namespace`
-	resultOwnedSQL = `SELECT FROM batchtask_result_task WHERE task_uid = $1 FOR UPDATE`
+	// The row of the task is the lock of all who write its results, and says whose they are.
+	resultOwnerSQL = `SELECT epoch FROM batchtask_result_task WHERE task_uid = $1 FOR UPDATE`
 	// What overlaps is taken out, and what of it stays is put back.
 	resultCutSQL = `DELETE FROM batchtask_result_range WHERE task_uid = $1 AND upto_name > $2 AND after_name < $3
 		RETURNING after_name, upto_name, succeeded, at_ms`
@@ -49,7 +47,7 @@ const (
 	// a statement sees is as it was when it began.
 	resultAppendSQL = `WITH appended AS (
 			INSERT INTO batchtask_result_range (task_uid, after_name, upto_name, succeeded, at_ms)
-			SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM batchtask_result_task WHERE task_uid = $1)
+			SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM batchtask_result_task WHERE task_uid = $1 AND epoch = $9)
 				AND NOT EXISTS (SELECT FROM batchtask_result_range WHERE task_uid = $1 AND upto_name > $2)
 			RETURNING at_ms),
 		failures AS (
@@ -61,7 +59,7 @@ const (
 
 // Record implements [fleet.Results]. It costs one round trip where the range comes after
 // all that were recorded of the task, and five else.
-func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, results fleet.ResultRange) error {
+func (r *Results) Record(ctx context.Context, taskUID string, _ fleet.Product, results fleet.ResultRange) error {
 	upto := results.Upto
 	if upto == "" {
 		upto = aboveNames
@@ -73,11 +71,11 @@ func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, r
 	}
 	doing := "recording results of task " + taskUID
 	names, reasons, messages := columns(results.Failed)
-	if appended, err := r.append(ctx, doing, taskUID, own, names, reasons, messages); appended || err != nil {
+	if appended, err := r.append(ctx, doing, taskUID, results.Epoch, own, names, reasons, messages); appended || err != nil {
 		return err
 	}
 	return r.change(ctx, doing, func(ctx context.Context, tx pgx.Tx) error {
-		kept, err := cut(ctx, tx, taskUID, p, own.after, own.upto)
+		kept, err := cut(ctx, tx, taskUID, results.Epoch, own.after, own.upto)
 		if err != nil {
 			return err
 		}
@@ -92,17 +90,39 @@ func (r *Results) Record(ctx context.Context, taskUID string, p fleet.Product, r
 	})
 }
 
-// append records a range if it comes after all others of a task that has some.
-func (r *Results) append(ctx context.Context, doing, taskUID string, own piece, names, reasons, messages []string) (appended bool, err error) {
+// append records a range if it comes after all others of a task.
+func (r *Results) append(ctx context.Context, doing, taskUID, epoch string, own piece, names, reasons, messages []string) (appended bool, err error) {
 	var n int
 	err = r.store.again(ctx, doing, func(ctx context.Context) error {
+		var owner owner
 		batch := &pgx.Batch{} // is a transaction
-		batch.Queue(resultOwnedSQL, taskUID)
-		batch.Queue(resultAppendSQL, taskUID, own.after, own.upto, own.names(), own.at, names, reasons, messages).
+		owner.ask(batch, taskUID)
+		batch.Queue(resultAppendSQL, taskUID, own.after, own.upto, own.names(), own.at, names, reasons, messages, epoch).
 			QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
-		return r.store.pool.SendBatch(ctx, batch).Close()
+		if err := r.store.pool.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+		return owner.mustBe(epoch)
 	})
 	return n == 1, err
+}
+
+// owner is the epoch of the run that has the results of a task; nil where nobody has.
+type owner []string
+
+// ask takes the lock of the task's row, until the end of the transaction.
+func (o *owner) ask(batch *pgx.Batch, taskUID string) {
+	batch.Queue(resultOwnerSQL, taskUID).Query(func(rows pgx.Rows) (err error) {
+		*o, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+}
+
+func (o *owner) mustBe(epoch string) error {
+	if !slices.Equal(*o, owner{epoch}) {
+		return fleet.ErrForeignEpoch
+	}
+	return nil
 }
 
 func (r *Results) change(ctx context.Context, doing string, do func(context.Context, pgx.Tx) error) error {
@@ -113,29 +133,25 @@ func (r *Results) change(ctx context.Context, doing string, do func(context.Cont
 
 // cut removes all results of a range, and keeps others from changing those of the task.
 // It returns the pieces outside of the range of those that overlapped.
-func cut(ctx context.Context, tx pgx.Tx, taskUID string, p fleet.Product, after, upto string) (kept []piece, err error) {
+func cut(ctx context.Context, tx pgx.Tx, taskUID, epoch, after, upto string) (kept []piece, err error) {
+	var owner owner
 	batch := &pgx.Batch{}
-	batch.Queue(resultLockSQL, taskUID, p.Namespace, p.ProductID)
-	batch.Queue(resultCutSQL, taskUID, after, upto)
-	batch.Queue(resultCutFailuresSQL, taskUID, after, upto)
-	answers := tx.SendBatch(ctx, batch)
-	defer func() { err = errors.Join(err, answers.Close()) }()
-	if _, err := answers.Exec(); err != nil {
-		return nil, err
-	}
-	rows, err := answers.Query()
-	if err != nil {
-		return nil, err
-	}
-	err = each(rows, func(row pgx.CollectableRow) error {
-		var old piece
-		if err := row.Scan(&old.after, &old.upto, &old.succeeded, &old.at); err != nil {
-			return err
-		}
-		kept = append(kept, old.without(after, upto)...)
-		return nil
+	owner.ask(batch, taskUID)
+	batch.Queue(resultCutSQL, taskUID, after, upto).Query(func(rows pgx.Rows) error {
+		return each(rows, func(row pgx.CollectableRow) error {
+			var old piece
+			if err := row.Scan(&old.after, &old.upto, &old.succeeded, &old.at); err != nil {
+				return err
+			}
+			kept = append(kept, old.without(after, upto)...)
+			return nil
+		})
 	})
-	return kept, err
+	batch.Queue(resultCutFailuresSQL, taskUID, after, upto)
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, err
+	}
+	return kept, owner.mustBe(epoch) // or all of it is undone
 }
 
 // piece is a range as it is stored, with its names in order.

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,6 +18,54 @@ import (
 )
 
 var resultProduct = fleet.Product{Namespace: "ns", ProductID: "ABCDE12345"}
+
+// epoch is that of the run that has the results in tests of one run.
+const epoch = "host_1/3#1"
+
+// take gives the results of a task to a run.
+func (h *harness) take(t testing.TB, uid, epoch, after string, failures int) fleet.ResultTotals {
+	t.Helper()
+	run := fleet.ResultsRun{TaskUID: uid, Namespace: resultProduct.Namespace, TaskName: "task-" + uid, Epoch: epoch}
+	totals, err := h.store.Results().Take(t.Context(), run, resultProduct, after, failures)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return totals
+}
+
+// keptUIDs returns of which tasks results are kept.
+func (h *harness) keptUIDs(t testing.TB) []string {
+	t.Helper()
+	uids, after := []string{}, ""
+	for {
+		kept, err := h.store.Results().Tasks(t.Context(), after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(kept) == 0 {
+			return uids
+		}
+		for _, task := range kept {
+			uids, after = append(uids, task.TaskUID), task.TaskUID
+		}
+	}
+}
+
+// remove deletes all results of a task, whosever they are.
+func (h *harness) remove(t testing.TB, uid string) {
+	t.Helper()
+	kept, err := h.store.Results().Tasks(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range kept {
+		if task.TaskUID == uid {
+			if err := h.store.Results().Delete(t.Context(), task); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
 
 func (h *harness) list(t testing.TB, uid string, failedOnly bool) []Result {
 	t.Helper()
@@ -40,7 +87,9 @@ func TestResultsAgainstModel(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	results := h.store.Results()
 	models := map[string]map[string]Result{"one": {}, "two": {}}
-	reached := map[string]string{}
+	covered := map[string][]bool{"one": make([]bool, 14), "two": make([]bool, 14)} // up to each name, and to the end
+	h.take(t, "one", epoch, "", 0)
+	h.take(t, "two", epoch, "", 0)
 	alphabet := []string{"-", "A", "B", "Z", "_", "a", "aa", "b", "c", "d-1", "d-2", "e", "z"} // in order
 	for step := range 400 {
 		uid := []string{"one", "two"}[random.IntN(2)]
@@ -57,15 +106,14 @@ func TestResultsAgainstModel(t *testing.T) {
 		at := time.UnixMilli(1700000000000 + int64(step))
 		switch action := random.IntN(20); {
 		case action == 0:
-			if err := results.Delete(t.Context(), uid); err != nil {
-				t.Fatal(err)
-			}
+			h.remove(t, uid)
+			h.take(t, uid, epoch, "", 0)
 			clear(model)
-			reached[uid] = ""
+			clear(covered[uid])
 		case len(names) == 0:
 			continue
 		default:
-			r := fleet.ResultRange{After: after, Upto: upto, At: at}
+			r := fleet.ResultRange{After: after, Upto: upto, At: at, Epoch: epoch}
 			maps.DeleteFunc(model, func(name string, _ Result) bool { return name > after && (upto == "" || name <= upto) })
 			for _, name := range names {
 				switch random.IntN(4) {
@@ -80,7 +128,9 @@ func TestResultsAgainstModel(t *testing.T) {
 				}
 			}
 			slices.Reverse(r.Succeeded)
-			reached[uid] = max(reached[uid], cmp.Or(upto, aboveNames))
+			for i := from; i < to || i == len(alphabet) && upto == ""; i++ {
+				covered[uid][i] = true
+			}
 			for range 1 + random.IntN(2) { // the same twice is the same once
 				if err := results.Record(t.Context(), uid, resultProduct, r); err != nil {
 					t.Fatal(err)
@@ -101,14 +151,31 @@ func TestResultsAgainstModel(t *testing.T) {
 			if diff := gocmp.Diff(failed, h.list(t, uid, true)); diff != "" {
 				t.Fatalf("step %d: failures of task %s (-want +got):\n%s", step, uid, diff)
 			}
-			limit := random.IntN(5)
-			totals := fleet.ResultTotals{Upto: reached[uid], Succeeded: int64(len(want) - len(failed)), Failed: int64(len(failed))}
-			for _, r := range failed[:min(limit, len(failed))] {
-				totals.FirstFailed = append(totals.FirstFailed, fleet.Failure{Name: r.Name, Reason: r.Reason, Message: r.Message})
+			// What follows any name up to the first gap.
+			limit, at := random.IntN(5), random.IntN(len(alphabet)+1)
+			bounds := append(slices.Clone(alphabet), aboveNames)
+			totals := fleet.ResultTotals{}
+			if at > 0 {
+				totals.Upto = bounds[at-1]
 			}
-			got, err := results.Totals(t.Context(), uid, limit)
-			if diff := gocmp.Diff(totals, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
-				t.Fatalf("step %d: error %v, totals of task %s with %d failures (-want +got):\n%s", step, err, uid, limit, diff)
+			from := totals.Upto
+			for i := at; i < len(bounds) && covered[uid][i]; i++ {
+				totals.Upto = bounds[i]
+			}
+			for _, r := range want {
+				switch {
+				case r.Name <= from || r.Name > totals.Upto:
+				case !r.Failed:
+					totals.Succeeded++
+				default:
+					if totals.Failed++; len(totals.FirstFailed) < limit {
+						totals.FirstFailed = append(totals.FirstFailed, fleet.Failure{Name: r.Name, Reason: r.Reason, Message: r.Message})
+					}
+				}
+			}
+			got := h.take(t, uid, epoch, from, limit)
+			if diff := gocmp.Diff(totals, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Fatalf("step %d: totals of task %s behind %q with %d failures (-want +got):\n%s", step, uid, from, limit, diff)
 			}
 		}
 	}
@@ -118,6 +185,7 @@ func TestResultsPages(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
 	results := h.store.Results()
 	const size, ranges = 100, 3*rangePage + 1
+	h.take(t, "uid", epoch, "", 0)
 	var want []string
 	after := ""
 	for i := range ranges {
@@ -132,7 +200,7 @@ func TestResultsPages(t *testing.T) {
 			}
 			r.Upto = name
 		}
-		r.After, r.At = after, time.UnixMilli(1)
+		r.After, r.At, r.Epoch = after, time.UnixMilli(1), epoch
 		after = r.Upto
 		if i%10 == 3 { // a range in which all were deleted
 			r.Succeeded, r.Failed = nil, nil
@@ -160,14 +228,12 @@ func TestResultsPages(t *testing.T) {
 	if err := results.List(t.Context(), "uid", false, func(Result) error { return full }); !errors.Is(err, full) {
 		t.Errorf("error %v, want that of the caller", err)
 	}
-	if uids, err := results.Tasks(t.Context()); err != nil || len(uids) != 1 || uids[0] != "uid" {
-		t.Errorf("tasks %q (error %v)", uids, err)
+	if uids := h.keptUIDs(t); len(uids) != 1 || uids[0] != "uid" {
+		t.Errorf("tasks %q", uids)
 	}
-	if err := results.Delete(t.Context(), "uid"); err != nil {
-		t.Fatal(err)
-	}
-	if uids, err := results.Tasks(t.Context()); err != nil || len(uids) != 0 || len(h.list(t, "uid", false)) != 0 {
-		t.Errorf("after Delete: tasks %q (error %v)", uids, err)
+	h.remove(t, "uid")
+	if uids := h.keptUIDs(t); len(uids) != 0 || len(h.list(t, "uid", false)) != 0 {
+		t.Errorf("after Delete: tasks %q", uids)
 	}
 }
 
@@ -187,16 +253,16 @@ func TestRecordRefuses(t *testing.T) {
 	}
 }
 
-// TestRecordConcurrently : an old executor that does not know that it is none any more
-// records beside the new one.
+// TestRecordConcurrently : one run records from several goroutines, as it does not.
 func TestRecordConcurrently(t *testing.T) {
 	h := newHarness(t, pgtest.Start(t))
+	h.take(t, "uid", epoch, "", 0)
 	var writers sync.WaitGroup
 	for w := range 4 {
 		writers.Go(func() {
 			for i := range 25 {
 				from := (i*7 + w*3) % 80
-				r := fleet.ResultRange{After: deviceName(from), Upto: deviceName(from + 20), At: time.UnixMilli(1)}
+				r := fleet.ResultRange{After: deviceName(from), Upto: deviceName(from + 20), At: time.UnixMilli(1), Epoch: epoch}
 				for j := range 20 {
 					r.Succeeded = append(r.Succeeded, deviceName(from+1+j))
 				}

@@ -14,7 +14,7 @@ func TestSchema(t *testing.T) {
 	url := server.Database(t)
 
 	_, err := Open(t.Context(), patient(Options{URL: url, KeepSchema: true}))
-	wantSchema(t, err, SchemaError{Have: 0, Want: 2}, "needs version 2")
+	wantSchema(t, err, SchemaError{Have: 0, Want: 3}, "needs version 3")
 	var tables int
 	conn := pgtest.Connect(t, url)
 	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`).Scan(&tables); err != nil || tables != 0 {
@@ -35,7 +35,7 @@ func TestSchema(t *testing.T) {
 	}
 	replicas.Wait()
 	var rows int
-	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM batchtask_schema_version WHERE version_id > 0`).Scan(&rows); err != nil || rows != 2 {
+	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM batchtask_schema_version WHERE version_id > 0`).Scan(&rows); err != nil || rows != 3 {
 		t.Errorf("%d migrations were written down, error %v; want each once", rows, err)
 	}
 	open(t, Options{URL: url, KeepSchema: true})
@@ -45,13 +45,13 @@ func TestSchema(t *testing.T) {
 	}
 	for _, keep := range []bool{true, false} {
 		_, err = Open(t.Context(), patient(Options{URL: url, KeepSchema: keep}))
-		wantSchema(t, err, SchemaError{Have: 7, Want: 2}, "a newer program has changed them")
+		wantSchema(t, err, SchemaError{Have: 7, Want: 3}, "a newer program has changed them")
 	}
-	if _, err := conn.Exec(t.Context(), `DELETE FROM batchtask_schema_version WHERE version_id IN (2, 7)`); err != nil {
+	if _, err := conn.Exec(t.Context(), `DELETE FROM batchtask_schema_version WHERE version_id IN (3, 7)`); err != nil {
 		t.Fatal(err)
 	}
 	_, err = Open(t.Context(), patient(Options{URL: url, KeepSchema: true}))
-	wantSchema(t, err, SchemaError{Have: 1, Want: 2}, "let this one do it")
+	wantSchema(t, err, SchemaError{Have: 2, Want: 3}, "let this one do it")
 }
 
 func wantSchema(t *testing.T, err error, want SchemaError, text string) {

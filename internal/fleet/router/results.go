@@ -66,29 +66,29 @@ func (r *results) Record(ctx context.Context, taskUID string, p fleet.Product, o
 	return in.Record(ctx, taskUID, p, of)
 }
 
-// Totals implements [fleet.Results].
-func (r *results) Totals(ctx context.Context, taskUID string, failures int) (fleet.ResultTotals, error) {
+// Take implements [fleet.Results].
+func (r *results) Take(ctx context.Context, run fleet.ResultsRun, p fleet.Product, after string, failures int) (fleet.ResultTotals, error) {
 	in, err := r.now(ctx)
 	if err != nil {
 		return fleet.ResultTotals{}, err
 	}
-	return in.Totals(ctx, taskUID, failures)
+	return in.Take(ctx, run, p, after, failures)
 }
 
 // Tasks implements [fleet.Results].
-func (r *results) Tasks(ctx context.Context) ([]string, error) {
+func (r *results) Tasks(ctx context.Context, afterUID string) ([]fleet.KeptResults, error) {
 	in, err := r.now(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return in.Tasks(ctx)
+	return in.Tasks(ctx, afterUID)
 }
 
 // Delete implements [fleet.Results].
-func (r *results) Delete(ctx context.Context, taskUID string) error {
+func (r *results) Delete(ctx context.Context, kept fleet.KeptResults) error {
 	in, err := r.now(ctx)
 	if err != nil {
 		return err
 	}
-	return in.Delete(ctx, taskUID)
+	return in.Delete(ctx, kept)
 }

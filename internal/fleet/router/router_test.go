@@ -44,7 +44,9 @@ type where struct {
 	url string
 }
 
-func (w where) Delete(context.Context, string) error { return errors.New("results of " + w.url) }
+func (w where) Delete(context.Context, fleet.KeptResults) error {
+	return errors.New("results of " + w.url)
+}
 
 // site is Databases that are opened in memory, over Secrets at a real API server.
 type site struct {
@@ -270,7 +272,7 @@ func TestRouter(t *testing.T) {
 	}
 	wantIn := func(want string) {
 		t.Helper()
-		if err := results.Delete(t.Context(), "uid"); err == nil || err.Error() != "results of "+want {
+		if err := results.Delete(t.Context(), fleet.KeptResults{TaskUID: "uid"}); err == nil || err.Error() != "results of "+want {
 			t.Errorf("results are kept elsewhere, %v; want those of %s", err, want)
 		}
 	}
