@@ -33,17 +33,13 @@ func newAccount(task Task, resendLimit int) *account {
 	}
 }
 
-// resume goes on after what has been recorded, from now on also of this run. No device
-// has been admitted before. It reports whether that is further than the name after,
-// which the task was to begin behind.
-func (a *account) resume(totals fleet.ResultTotals, after string) (further bool) {
+// resume counts what has been recorded behind the checkpoint, and goes on after it. From
+// now on what this run counts is recorded too. No device has been admitted before.
+func (a *account) resume(totals fleet.ResultTotals) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if further = totals.Upto > after; further {
-		a.tracker.resume(totals)
-	}
+	a.tracker.resume(totals)
 	a.recorded, a.safe = true, a.snapshot()
-	return further
 }
 
 // isRecorded reports whether results are recorded.

@@ -64,6 +64,9 @@ func (r *run) readAhead(after string, pages chan<- page) {
 		if r.task.Publish == nil && len(p.names) > 0 {
 			var took time.Duration
 			var ok bool
+			if !r.mayFeed() {
+				return
+			}
 			if p.updates, took, ok = r.updatePage(p.names); !ok {
 				return
 			}

@@ -29,8 +29,8 @@ func (d *delivery) Topic() string { return d.topic }
 // Payload is the content of the message.
 func (d *delivery) Payload() []byte { return d.payload }
 
-// Live reports whether the run still waits for the result.
-func (d *delivery) Live() bool { return !d.run.dead.Load() }
+// Live reports whether the run still waits for the result, and may still send it.
+func (d *delivery) Live() bool { return !d.run.dead.Load() && d.run.task.Hold.Valid() }
 
 // Settle takes the result. A nil error is the broker's acknowledgement, the only
 // evidence by which a device counts as succeeded.

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -69,6 +70,8 @@ type Executor struct {
 	mu       sync.Mutex
 	runs     map[types.NamespacedName]*run
 	draining bool
+
+	made atomic.Uint64 // runs, until now
 }
 
 // New returns an executor. notify is called when a task has come further, at least
@@ -212,9 +215,10 @@ func (e *Executor) Close() {
 
 func (e *Executor) run(name types.NamespacedName, uid types.UID) *run {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if r, ok := e.runs[name]; ok && r.task.UID == uid {
-		return r
+	r, ok := e.runs[name]
+	e.mu.Unlock()
+	if !ok || r.task.UID != uid || r.lost(nil) {
+		return nil
 	}
-	return nil
+	return r
 }

@@ -41,6 +41,9 @@ func (f *feed) serve() bool {
 	after := f.at
 	reading.Go(func() { r.readAhead(after, f.pages) })
 	for r.feeding.Err() == nil {
+		if !f.allServed() && !r.mayFeed() {
+			break
+		}
 		switch {
 		case len(f.retry) > 0 && !r.exec.opts.Clock.Now().Before(f.retryAt):
 			f.tryAgain()
@@ -154,6 +157,13 @@ func (f *feed) publish(deliveries []*delivery) {
 		n, err := f.share.acquire(r.feeding, len(deliveries))
 		if err != nil {
 			return
+		}
+		if !r.task.Hold.Sure() { // it may have waited long for its places
+			f.share.release(n)
+			if !r.mayFeed() {
+				return
+			}
+			continue
 		}
 		r.account.launch(n)
 		for i, d := range deliveries[:n] {

@@ -47,9 +47,10 @@ func (w *recorder) keptIn() fleet.Results {
 	return nil
 }
 
-// open finds out where results are kept, and goes on where those end that have been
-// recorded. The status is ahead of them only where somebody has removed some; then it
-// counts. It is called by loop before any device is taken in.
+// open finds out where results are kept, takes those of the task over, and goes on where
+// those end that follow the checkpoint of the status without a gap. Behind a gap devices
+// are served again: a server may have lost what was recorded in between. It is called by
+// loop before any device is taken in.
 func (w *recorder) open(ctx context.Context) error {
 	r := w.run
 	keeper, ok := r.exec.store.(fleet.ResultsKeeper)
@@ -60,14 +61,16 @@ func (w *recorder) open(ctx context.Context) error {
 	if err != nil || results == nil {
 		return err
 	}
-	totals, err := results.Totals(ctx, string(r.task.UID), MaxFailures)
+	taking := fleet.ResultsRun{
+		TaskUID: string(r.task.UID), Namespace: r.task.Namespace, TaskName: r.task.Name, Epoch: r.epoch, Sure: r.task.Hold.Sure,
+	}
+	totals, err := results.Take(ctx, taking, r.task.Product, r.feed.at, MaxFailures)
 	if err != nil {
 		return err
 	}
 	w.results.Store(&kept{results})
-	if r.account.resume(totals, r.feed.at) {
-		r.feed.at = totals.Upto
-	}
+	r.account.resume(totals)
+	r.feed.at = totals.Upto
 	return nil
 }
 
@@ -112,7 +115,7 @@ func (w *recorder) record(ctx context.Context) bool {
 // write needs writing. It records a part, however often that takes.
 func (w *recorder) write(ctx context.Context, part fleet.ResultRange) bool {
 	r := w.run
-	part.At = r.exec.opts.Clock.Now()
+	part.At, part.Epoch = r.exec.opts.Clock.Now(), r.epoch
 	return r.persistIn(ctx, "recording results", func(ctx context.Context) error {
 		return w.keptIn().Record(ctx, string(r.task.UID), r.task.Product, part)
 	})

@@ -39,6 +39,8 @@ type resultBook struct {
 	most    string            // the greatest name of any range
 	faults  int               // how many of the next calls fail
 	late    time.Duration     // how long a call takes
+	epoch   string            // of the run that has them
+	gap     string            // what was recorded behind it does not follow without a gap
 }
 
 func (r *resultBook) fault() error {
@@ -58,6 +60,9 @@ func (r *resultBook) Record(_ context.Context, _ string, _ fleet.Product, part f
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if part.Epoch != r.epoch {
+		return fleet.ErrForeignEpoch
+	}
 	r.remove(part.After, part.Upto)
 	for _, name := range part.Succeeded {
 		r.results[name] = ""
@@ -69,14 +74,21 @@ func (r *resultBook) Record(_ context.Context, _ string, _ fleet.Product, part f
 	return nil
 }
 
-func (r *resultBook) Totals(_ context.Context, _ string, failures int) (fleet.ResultTotals, error) {
+func (r *resultBook) Take(_ context.Context, run fleet.ResultsRun, _ fleet.Product, after string, failures int) (fleet.ResultTotals, error) {
 	if err := r.fault(); err != nil {
 		return fleet.ResultTotals{}, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	totals := fleet.ResultTotals{Upto: r.most}
+	r.epoch = run.Epoch
+	totals := fleet.ResultTotals{Upto: max(after, r.most)}
+	if r.gap != "" {
+		totals.Upto = r.gap
+	}
 	for _, name := range slices.Sorted(maps.Keys(r.results)) {
+		if name <= after || name > totals.Upto {
+			continue
+		}
 		reason := r.results[name]
 		if reason == "" {
 			totals.Succeeded++

@@ -19,8 +19,9 @@ import (
 // feeds. Results arrive from the publisher's goroutines in landed. Others beside it, pulse
 // and keepRecording, watch the clock and record results. What they share is the account.
 type run struct {
-	exec *Executor
-	task Task
+	exec  *Executor
+	task  Task
+	epoch string // names the run where its results are kept
 
 	life     context.Context    //nolint:containedctx // ended by abandon
 	abandon  context.CancelFunc // drops the run at once
@@ -37,7 +38,7 @@ type run struct {
 
 func newRun(e *Executor, task Task) *run {
 	r := &run{
-		exec: e, task: task, account: newAccount(task, e.opts.ResendLimit), settled: make(chan struct{}, 1),
+		exec: e, task: task, epoch: e.epochOf(task), account: newAccount(task, e.opts.ResendLimit), settled: make(chan struct{}, 1),
 	}
 	life, cancel := context.WithCancel(e.ctx)
 	r.life = life
@@ -149,6 +150,9 @@ func (r *run) pulse() {
 	for {
 		select {
 		case <-tick.C():
+			if r.lost(nil) {
+				return
+			}
 			if r.account.news(r.exec.publisher.Connected()) {
 				r.checkpoint()
 				if r.account.isRecorded() {
@@ -178,7 +182,7 @@ func (r *run) persistIn(ctx context.Context, doing string, do func(context.Conte
 			}
 			return true
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || r.lost(err) {
 			return false
 		}
 		r.report(doing, err)

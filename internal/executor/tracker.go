@@ -163,10 +163,13 @@ func (t *tracker) since(seq uint64) fleet.ResultRange {
 	return part
 }
 
-// resume begins after what has been recorded. The tracker must be empty.
+// resume counts what has been recorded behind the cursor. The tracker must be empty.
 func (t *tracker) resume(totals fleet.ResultTotals) {
-	t.cursor, t.succeeded, t.failed, t.failures = totals.Upto, totals.Succeeded, totals.Failed, nil
+	t.cursor, t.succeeded, t.failed = totals.Upto, t.succeeded+totals.Succeeded, t.failed+totals.Failed
 	for _, f := range totals.FirstFailed {
+		if len(t.failures) == MaxFailures {
+			return
+		}
 		t.failures = append(t.failures, v1alpha1.DeviceFailure{DeviceName: f.Name, Reason: f.Reason, Message: f.Message})
 	}
 }
