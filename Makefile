@@ -33,6 +33,10 @@ dev: controlplane build bin/batchtask-dev ## Keep a whole local environment runn
 test: controlplane ## Run the tests against a real control plane. PKG and RUN select some.
 	@hack/test.sh $(if $(RUN),-run '$(RUN)') $(PKG)
 
+.PHONY: soak
+soak: controlplane ## Change the leader fifty times in tasks over 20,000 objects and 200,000 rows, the API server silent for ten minutes once: an hour. CHANGES=12 does less.
+	@SOAK_CHANGES=$(or $(CHANGES),50) hack/test.sh -v -timeout 4h -run TestLeaderChanges ./test/e2e
+
 .PHONY: bench
 bench: controlplane build ## Measure on this machine, beside the limits. CASES="publish small shim shadow postgres" selects some, BENCH=quick measures less, BENCH=full more.
 	@CGO_ENABLED=0 go build -trimpath -o bin/batchtask-bench ./hack/bench
