@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -14,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -30,18 +30,22 @@ type clusterOptions struct {
 	kubeconfig string
 	context    string
 	namespace  string
+	// authorities is a folder with certificate authorities, for servers of databases.
+	authorities string
 }
 
 func (o *clusterOptions) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default from KUBECONFIG, then ~/.kube/config)")
 	flags.StringVar(&o.context, "context", "", "context of the kubeconfig (default its current one)")
 	flags.StringVarP(&o.namespace, "namespace", "n", "", "namespace (default that of the context)")
+	flags.StringVar(&o.authorities, "database-ca-dir", "", "folder with certificate authorities, in .crt or .pem files, that the certificate of a database is checked against besides the system's")
 }
 
 // cluster is a namespace at an API server.
 type cluster struct {
-	client    client.Client
-	namespace string
+	client      client.Client
+	namespace   string
+	authorities string
 }
 
 func (o *clusterOptions) open() (*cluster, error) {
@@ -68,7 +72,7 @@ func (o *clusterOptions) open() (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the client: %w", err)
 	}
-	return &cluster{c, namespace}, nil
+	return &cluster{c, namespace, o.authorities}, nil
 }
 
 // get reads an object, which its kind names in errors.
@@ -125,21 +129,37 @@ func (c *cluster) database(ctx context.Context, p *v1alpha1.Product, write bool)
 	if p.Spec.Fleet.Postgres == nil { // the schema does not let it be
 		return nil, nil, fmt.Errorf("product %q: spec.fleet.postgres is missing", p.Name)
 	}
-	databases := router.NewDatabases(c.client, clock.RealClock{}, func(ctx context.Context, url string) (router.Database, error) {
-		return openDatabase(ctx, url, write)
-	})
-	store, err := databases.Store(ctx, client.ObjectKey{Namespace: p.Namespace, Name: p.Spec.Fleet.Postgres.SecretRef.Name})
-	if err != nil {
-		databases.Close()
-		return nil, nil, fmt.Errorf("product %q, spec.fleet.postgres.secretRef: %w", p.Name, err)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	fault := func(err error) error {
+		return fmt.Errorf("product %q, spec.fleet.postgres.secretRef: %w", p.Name, err)
 	}
-	return store.(*postgres.Store), databases.Close, nil //nolint:forcetypeassert // opened as such
+	key := client.ObjectKey{Namespace: p.Namespace, Name: p.Spec.Fleet.Postgres.SecretRef.Name}
+	url, err := router.ReadURL(ctx, c.client, key)
+	if err != nil {
+		return nil, nil, fault(err)
+	}
+	store, err := openDatabase(ctx, url, c.authorities, write)
+	if err != nil {
+		return nil, nil, fault(fmt.Errorf("open the database of Secret %q: %w", key.Name, err))
+	}
+	return store, store.Close, nil
 }
+
+// openTimeout bounds the opening of a database.
+const openTimeout = 20 * time.Second
 
 // openDatabase makes the tables of a database that has none, if write is set. Those of
 // another version are left to the operator, which may be running.
-func openDatabase(ctx context.Context, url string, write bool) (*postgres.Store, error) {
-	options := postgres.Options{URL: url, MaxConns: 2, ApplicationName: "batchtask fleet", KeepSchema: true}
+//
+// Who wrote the URL need not be who runs this program, so it names no file of his here
+// either: nothing is sent to its server but what stands in it. It may be at any address.
+func openDatabase(ctx context.Context, url, folder string, write bool) (*postgres.Store, error) {
+	authorities, err := postgres.ReadAuthorities(folder)
+	if err != nil {
+		return nil, err
+	}
+	options := postgres.Options{URL: url, Authorities: authorities, MaxConns: 2, ApplicationName: "batchtask fleet", KeepSchema: true}
 	store, err := postgres.Open(ctx, options)
 	if schema, ok := errors.AsType[*postgres.SchemaError](err); ok && schema.Have == 0 && write {
 		options.KeepSchema = false

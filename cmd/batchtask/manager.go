@@ -74,7 +74,10 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	if err != nil {
 		return fmt.Errorf("set up the fleet of Device objects: %w", err)
 	}
-	databases := opts.databases(live)
+	databases, err := opts.databases(live, log)
+	if err != nil {
+		return err
+	}
 	defer databases.Close()
 	store := &router.Router{Products: mgr.GetClient(), Kubernetes: objects, Databases: databases}
 	clk := clock.RealClock{}

@@ -102,7 +102,10 @@ func runShadow(stop context.Context, opts *shadowOptions, log logr.Logger) error
 	if err != nil {
 		return fmt.Errorf("set up the fleet of Device objects: %w", err)
 	}
-	databases := opts.databases(live)
+	databases, err := opts.databases(live, log)
+	if err != nil {
+		return err
+	}
 	defer databases.Close()
 	store := &router.Router{Products: mgr.GetClient(), Kubernetes: objects, Databases: databases}
 	if err := product.Index(stop, mgr.GetFieldIndexer()); err != nil {

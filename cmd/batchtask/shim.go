@@ -74,7 +74,10 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
-	databases := opts.databases(live)
+	databases, err := opts.databases(live, log)
+	if err != nil {
+		return err
+	}
 	defer databases.Close()
 	handler := shim.NewHandler(shim.Options{
 		Client: live, Shadows: &router.Shadows{Products: live, Kubernetes: kube.NewShadows(live), Databases: databases}, Publisher: publisher, Clock: clk, Timeout: opts.callTimeout, MaxInFlight: opts.maxInFlight, Failures: opts.failures,

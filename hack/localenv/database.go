@@ -11,11 +11,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"batchtask.dev/operator/internal/fleet/postgres"
 	"batchtask.dev/operator/internal/pginstall"
 )
 
 // databaseTimeout bounds each use of a database that runs already.
 const databaseTimeout = 15 * time.Second
+
+// databaseNetworks lets the programs reach a database on this machine.
+const databaseNetworks = "--database-networks=public,private,loopback"
 
 // schema is that of this environment in a database that others use too. Its name is
 // always the same for Dir, so the next Run removes what one has left that was killed.
@@ -30,6 +34,9 @@ func (s *session) useDatabase(ctx context.Context) (databaseURL, description str
 	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
 		// The error would show the URL, and that may hold a password.
 		return "", "", errors.New("DATABASE_URL is not a URL such as postgres://user:password@127.0.0.1:5432/database")
+	}
+	if _, err := postgres.Identity(s.DatabaseURL); err != nil {
+		return "", "", err
 	}
 	schema := s.schema()
 	query := u.Query()

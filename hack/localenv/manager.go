@@ -23,6 +23,7 @@ func (s *session) startManager(ctx context.Context, env *Env, webhook envtest.We
 			fmt.Sprintf("--webhook-port=%d", webhook.LocalServingPort),
 			"--metrics-bind-address=" + metrics, "--metrics-secure=false",
 			"--health-probe-bind-address=" + probe,
+			databaseNetworks,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ManagerFlags...),
 		// The URL is not an argument: it may hold a password, and arguments can be

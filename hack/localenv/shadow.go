@@ -21,6 +21,7 @@ func (s *session) startShadow(ctx context.Context, env *Env) error {
 			"shadow",
 			"--metrics-bind-address=" + metrics, "--metrics-secure=false",
 			"--health-probe-bind-address=" + probe,
+			databaseNetworks,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ShadowFlags...),
 		env: []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},

@@ -38,6 +38,7 @@ func (s *session) startShim(ctx context.Context, env *Env) (description string, 
 			"--plain-http", // it listens on this machine alone, and clients of others need no certificate
 			"--all-namespaces",
 			"--metrics-bind-address=0", "--health-probe-bind-address=" + probe,
+			databaseNetworks,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ShimFlags...),
 		env:   []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},

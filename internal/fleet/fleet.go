@@ -122,6 +122,39 @@ var (
 	ErrNotReady = errors.New("the devices have not been read yet")
 )
 
+// Guard stands before each call to a server that others depend on as well.
+type Guard interface {
+	// Enter waits until the call may be made. The call has the context that it returns, and
+	// ends with leave, which is told its error, nil included, and returns it as the caller
+	// is to see it. The error of Enter is passing.
+	Enter(ctx context.Context) (inside context.Context, leave func(error) error, err error)
+}
+
+// UnavailableError says in a sentence for anybody why a store cannot be used. It is passing.
+type UnavailableError struct {
+	// Reason holds nothing that only who may read the Secret of a database may know: no
+	// name of a user, a database or a host, nor what is found there.
+	Reason string
+	// Err is the whole truth, for the log.
+	Err error
+}
+
+// Error returns the reason.
+func (e *UnavailableError) Error() string { return e.Reason }
+
+// Unwrap returns Err.
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// Fault is what an error of a call says of the server that a store is at.
+type Fault struct {
+	// Reason is that of an [*UnavailableError].
+	Reason string
+	// Away says that the server is not there, so that the next call would only wait as well.
+	Away bool
+	// Answered says that it is there.
+	Answered bool
+}
+
 // DeviceError is a failure that trying again does not change.
 type DeviceError struct {
 	// Reason is one word for programs: v1alpha1.ReasonShadowTooLarge,

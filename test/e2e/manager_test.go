@@ -73,7 +73,7 @@ func start(t *testing.T, kubeConfig []byte, args ...string) *process {
 	}
 	probe := freeAddress(t)
 	m := &process{output: &lockedBuffer{}, ended: make(chan struct{})}
-	m.cmd = exec.Command(path, append(args, "--metrics-bind-address=0", "--health-probe-bind-address="+probe)...)
+	m.cmd = exec.Command(path, append(args, "--metrics-bind-address=0", "--health-probe-bind-address="+probe, "--database-networks=loopback")...)
 	m.cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig)
 	m.cmd.Stdout, m.cmd.Stderr = m.output, m.output
 	if err := m.cmd.Start(); err != nil {

@@ -37,6 +37,11 @@ func failed(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
+	// A pooler has given the session, and with it what was prepared there, to somebody else:
+	// invalid_sql_statement_name, duplicate_prepared_statement.
+	if server, ok := errors.AsType[*pgconn.PgError](err); ok && (server.Code == "26000" || server.Code == "42P05") {
+		err = fmt.Errorf("%w: %w", errSessions, err)
+	}
 	return &callError{doing: doing, err: err}
 }
 

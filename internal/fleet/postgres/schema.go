@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -47,17 +46,14 @@ func (e *SchemaError) Error() string {
 }
 
 // prepareSchema brings the tables up to date, unless keep is set, and returns a
-// [*SchemaError] where they are not. Replicas may do so at the same time.
-func prepareSchema(ctx context.Context, config *pgxpool.Config, keep bool) error {
+// [*SchemaError] where they are not. Replicas may do so at the same time. It looks at them
+// by conn, and changes them by connections of its own.
+func prepareSchema(ctx context.Context, conn *pgx.Conn, config *pgx.ConnConfig, keep bool) error {
 	migrations, err := fs.Sub(embedded, "migrations")
 	if err != nil {
 		return fmt.Errorf("reading the migrations: %w", err)
 	}
-	// A migration may take longer than a statement of the store.
-	own := config.ConnConfig.Copy()
-	own.RuntimeParams["statement_timeout"] = "0"
-	delete(own.RuntimeParams, "plan_cache_mode")
-	db := stdlib.OpenDB(*own)
+	db := stdlib.OpenDB(*config)
 	defer func() { _ = db.Close() }()
 
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(migrationLock), lock.WithLockTimeout(lockPeriodSeconds, lockAttempts))
@@ -74,7 +70,7 @@ func prepareSchema(ctx context.Context, config *pgxpool.Config, keep bool) error
 	want := slices.MaxFunc(sources, func(a, b *goose.Source) int { return int(a.Version - b.Version) }).Version
 
 	// Before anything is written: the tables of a newer program are left alone.
-	have, err := schemaVersion(ctx, own)
+	have, err := schemaVersion(ctx, conn)
 	if err != nil || have == want {
 		return err
 	}
@@ -84,24 +80,22 @@ func prepareSchema(ctx context.Context, config *pgxpool.Config, keep bool) error
 	if _, err := provider.Up(ctx); err != nil {
 		return failed("changing the tables", err)
 	}
-	if have, err = schemaVersion(ctx, own); err == nil && have != want {
+	if have, err = schemaVersion(ctx, conn); err == nil && have != want {
 		err = &SchemaError{Have: have, Want: want}
 	}
 	return err
 }
 
 // schemaVersion returns the version of the tables; 0 where there are none.
-func schemaVersion(ctx context.Context, config *pgx.ConnConfig) (version int64, err error) {
+func schemaVersion(ctx context.Context, conn *pgx.Conn) (version int64, err error) {
 	const doing = "reading the version of the tables"
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return 0, failed(doing, err)
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	var exists bool
 	if err := conn.QueryRow(ctx, "SELECT to_regclass($1) IS NOT NULL", versionTable).Scan(&exists); err != nil || !exists {
 		return 0, failed(doing, err)
 	}
 	err = conn.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM "+versionTable+" WHERE is_applied").Scan(&version)
+	if err == nil && version < 0 {
+		err = fmt.Errorf("%w: version %d", errAnswer, version)
+	}
 	return version, failed(doing, err)
 }

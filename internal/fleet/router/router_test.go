@@ -3,11 +3,14 @@ package router_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -30,12 +33,58 @@ type database struct {
 	*fleettest.Memory
 	url    string
 	closed chan struct{}
+	// fault is the error of each call.
+	fault func() error
+	// silent, unless nil, is how long a call takes, and probed whether the server answers.
+	silent chan struct{}
+	probed error
 }
 
 func (d *database) Close() { close(d.closed) }
 
 func (d *database) ResultsOf(context.Context, fleet.Product) (fleet.Results, error) {
 	return where{url: d.url}, nil
+}
+
+// errAway is that of a server that is not there.
+var errAway = errors.New("secret host of the server: connection refused")
+
+func (d *database) Fault(err error) (fleet.Fault, bool) {
+	return fleet.Fault{Reason: "it is away", Away: errors.Is(err, errAway)}, err != nil && !errors.Is(err, context.Canceled)
+}
+
+func (d *database) Probe(context.Context) error { return d.probed }
+
+func (d *database) Guarded(guard fleet.Guard) fleet.ResultsKeeper { return &guarded{d, guard} }
+
+// guarded is a database behind a guard.
+type guarded struct {
+	*database
+	guard fleet.Guard
+}
+
+func (g *guarded) call(ctx context.Context) error {
+	inside, leave, err := g.guard.Enter(ctx)
+	if err != nil {
+		return err
+	}
+	if g.silent != nil {
+		select {
+		case <-g.silent:
+		case <-inside.Done():
+			return leave(context.Cause(inside))
+		}
+	}
+	if g.fault != nil {
+		return leave(g.fault())
+	}
+	return leave(nil)
+}
+
+func (g *guarded) Sync(ctx context.Context, _ string) error { return g.call(ctx) }
+
+func (g *guarded) ResultsOf(ctx context.Context, p fleet.Product) (fleet.Results, error) {
+	return g.database.ResultsOf(ctx, p)
 }
 
 // where is results that say which database they are in.
@@ -58,7 +107,8 @@ type site struct {
 
 	mu     sync.Mutex
 	opened []*database
-	fault  error // of opening
+	fault  error         // of opening
+	hold   chan struct{} // what opening waits for, unless nil
 }
 
 func newSite(t *testing.T, live client.Reader) *site {
@@ -68,16 +118,35 @@ func newSite(t *testing.T, live client.Reader) *site {
 	if live == nil {
 		live = env.Client
 	}
-	s.Databases = router.NewDatabases(live, s.clock, func(_ context.Context, url string) (router.Database, error) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.fault != nil {
-			return nil, s.fault
-		}
-		d := &database{fleettest.NewMemory(), url, make(chan struct{})}
-		s.opened = append(s.opened, d)
-		return d, nil
-	})
+	s.Databases = router.NewDatabases(live, s.clock, logr.Discard(), router.Kind{
+		Identity: func(url string) (string, error) {
+			if strings.HasPrefix(url, "bad") {
+				return "", errors.New("a secret of the URL")
+			}
+			return url, nil
+		},
+		Reason: func(error) string { return "it is not to be had" },
+		Open: func(ctx context.Context, url string) (router.Database, error) {
+			s.mu.Lock()
+			hold := s.hold
+			s.mu.Unlock()
+			if hold != nil && strings.HasPrefix(url, "silent") {
+				select {
+				case <-hold:
+				case <-ctx.Done():
+					return nil, context.Cause(ctx)
+				}
+			}
+			d := &database{Memory: fleettest.NewMemory(), url: url, closed: make(chan struct{})}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.fault != nil {
+				return nil, s.fault
+			}
+			s.opened = append(s.opened, d)
+			return d, nil
+		},
+	}, router.Limits{PerNamespace: 3})
 	t.Cleanup(s.Close)
 	return s
 }
@@ -104,15 +173,40 @@ func (s *site) store(name string) (url string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return store.(*database).url, nil
+	return store.(*guarded).url, nil
 }
 
+// want waits until a Secret leads to a database, or to a fault: what is new is looked at
+// while what was known is told.
 func (s *site) want(when, name, url, fault string) {
 	s.t.Helper()
-	got, err := s.store(name)
-	if got != url || (err == nil) != (fault == "") || err != nil && !strings.Contains(err.Error(), fault) {
-		s.t.Errorf("%s: %q, %v; want %q, %q", when, got, err, url, fault)
+	eventually(s.t, when, func() (bool, any) {
+		got, err := s.store(name)
+		return got == url && (err == nil) == (fault == "") && (err == nil || strings.Contains(err.Error(), fault)), fmt.Sprint(got, err)
+	})
+}
+
+// eventually waits until something is so.
+func eventually(t *testing.T, what string, so func() (bool, any)) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		is, instead := so()
+		if is {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%s: %v", what, instead)
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
+}
+
+func (s *site) fail(fault error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = fault
 }
 
 func (s *site) pass(d time.Duration) { s.clock.SetTime(s.clock.Now().Add(d)) }
@@ -144,12 +238,12 @@ func TestDatabases(t *testing.T) {
 	s.want("changed", "db", "two", "")
 	s.wantClosed("the database before", 0)
 
-	s.fault = errors.New("the server does not answer")
+	s.fail(errors.New("the server at a secret address does not answer"))
 	s.put("db", "three")
 	s.pass(31 * time.Second)
-	s.want("cannot be opened", "db", "", `open the database of Secret "db": the server does not answer`)
+	s.want("cannot be opened", "db", "", `open the database of Secret "db": it is not to be had`)
 	s.wantClosed("the second database", 1)
-	s.fault = nil
+	s.fail(nil)
 	s.pass(3 * time.Second)
 	s.want("back", "db", "three", "")
 
@@ -164,7 +258,7 @@ func TestDatabases(t *testing.T) {
 	if err := s.env.Client.Create(t.Context(), other); err != nil {
 		t.Fatal(err)
 	}
-	s.want("another key", "other", "", `Secret "other" has no key DATABASE_URL`)
+	s.want("another key", "other", "", `read Secret "other": it has no key DATABASE_URL`)
 }
 
 func TestIdleDatabaseIsClosed(t *testing.T) {
@@ -187,8 +281,10 @@ func TestIdleDatabaseIsClosed(t *testing.T) {
 func TestSecretOutOfReach(t *testing.T) {
 	env := testenv.Start(t)
 	var away error
+	var asked atomic.Int64
 	live := interceptor.NewClient(env.Client, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			defer asked.Add(1)
 			if away != nil {
 				return away
 			}
@@ -200,7 +296,12 @@ func TestSecretOutOfReach(t *testing.T) {
 	s.want("before", "db", "one", "")
 	away = errors.New("connection refused")
 	s.pass(31 * time.Second)
-	s.want("away", "db", "one", "")
+	before := asked.Load()
+	eventually(t, "the Secret to be read again", func() (bool, any) {
+		s.want("away", "db", "one", "")
+		return asked.Load() > before, asked.Load()
+	})
+	s.want("still away", "db", "one", "")
 }
 
 // Who may not read the Secret is told what is missing.
@@ -272,9 +373,10 @@ func TestRouter(t *testing.T) {
 	}
 	wantIn := func(want string) {
 		t.Helper()
-		if err := results.Delete(t.Context(), fleet.KeptResults{TaskUID: "uid"}); err == nil || err.Error() != "results of "+want {
-			t.Errorf("results are kept elsewhere, %v; want those of %s", err, want)
-		}
+		eventually(t, "results to be kept in "+want, func() (bool, any) {
+			err := results.Delete(t.Context(), fleet.KeptResults{TaskUID: "uid"})
+			return err != nil && err.Error() == "results of "+want, err
+		})
 	}
 	wantIn("one")
 	// A task that runs is not left with a database that was closed, as when a password changes.
@@ -296,9 +398,10 @@ func TestRouter(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.pass(31 * time.Second)
-	if _, err := r.Total(t.Context(), inDatabase); err == nil {
-		t.Error("devices were counted though the database is gone")
-	}
+	eventually(t, "devices not to be counted when the database is gone", func() (bool, any) {
+		_, err := r.Total(t.Context(), inDatabase)
+		return err != nil, err
+	})
 	if got := r.ApplyDesired(t.Context(), inDatabase, fleet.DesiredUpdate{}, []string{"b", "c"}); len(got) != 2 || got[0].Err == nil || got[1].Err == nil {
 		t.Errorf("results without a database: %v", got)
 	}
