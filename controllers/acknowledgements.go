@@ -16,8 +16,13 @@ import (
 	"batchtask.dev/operator/internal/fleet"
 )
 
-// acknowledgedEvery is how often status.devices.acknowledged is brought up to date.
-const acknowledgedEvery = 3 * time.Second
+const (
+	// acknowledgedEvery is how often status.devices.acknowledged is brought up to date, and
+	// acknowledgedPause the greatest pause where the devices of a product cannot be read.
+	acknowledgedEvery, acknowledgedPause = 3 * time.Second, time.Minute
+
+	failedAcknowledgements = "Cannot bring the acknowledged devices of tasks up to date"
+)
 
 // Acknowledgements keeps status.devices.acknowledged of UpdateShadow tasks up to
 // date, on the leader, as long as the tasks exist. It is no part of the reconciler:
@@ -33,6 +38,7 @@ type Acknowledgements struct {
 	Clock  clock.WithTicker
 
 	totals totals
+	lanes  lanes[fleet.Product]
 }
 
 var _ manager.LeaderElectionRunnable = (*Acknowledgements)(nil)
@@ -42,16 +48,18 @@ func (*Acknowledgements) NeedLeaderElection() bool { return true }
 
 // Start implements [manager.Runnable].
 func (a *Acknowledgements) Start(ctx context.Context) error {
-	const failed = "Cannot bring the acknowledged devices of tasks up to date"
-	if err := periodically(ctx, a.Clock, acknowledgedEvery, failed, func(ctx context.Context) error { return a.report(ctx, false) }); err != nil {
+	a.lanes.clock, a.lanes.most = a.Clock, acknowledgedPause
+	if err := periodically(ctx, a.Clock, acknowledgedEvery, failedAcknowledgements, func(ctx context.Context) error { return a.report(ctx, false) }); err != nil {
 		return err
 	}
+	a.lanes.wait()
 	// A last time, also those whose turn it is not: the next leader begins with what the
 	// status says.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), acknowledgedEvery)
 	defer cancel()
+	defer a.lanes.wait()
 	if err := a.report(last, true); err != nil {
-		logf.FromContext(ctx).Error(err, failed)
+		logf.FromContext(ctx).Error(err, failedAcknowledgements)
 	}
 	return nil
 }
@@ -71,11 +79,11 @@ func (a *Acknowledgements) report(ctx context.Context, all bool) error {
 		}
 	}
 	a.totals.forget()
-	var errs []error
 	for p, tasks := range open {
-		errs = append(errs, a.reportProduct(ctx, p, tasks))
+		a.lanes.run(ctx, p, failedAcknowledgements, func(ctx context.Context) error { return a.reportProduct(ctx, p, tasks) })
 	}
-	return errors.Join(errs...)
+	a.lanes.sweep()
+	return nil
 }
 
 // mayGrow reports whether devices may yet acknowledge a task. A task that runs may

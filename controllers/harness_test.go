@@ -60,6 +60,8 @@ type settings struct {
 	quarantine time.Duration
 	// executor makes another executor than the stand-in.
 	executor func(t *testing.T, store fleet.Store, wake func(types.NamespacedName)) controllers.Executor
+	// store makes another store of the one of Device objects.
+	store func(fleet.Store) fleet.Store
 }
 
 // run starts an operator that ends with the test.
@@ -81,9 +83,13 @@ func run(t *testing.T, set settings) *operator {
 		t.Fatalf("making the manager: %v", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	store, err := kube.New(ctx, mgr.GetCache(), env.Client)
+	objects, err := kube.New(ctx, mgr.GetCache(), env.Client)
 	if err != nil {
 		t.Fatal(err)
+	}
+	var store fleet.Store = objects
+	if set.store != nil {
+		store = set.store(store)
 	}
 	wake := &controllers.Wakeups{}
 	op := &operator{

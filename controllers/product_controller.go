@@ -2,13 +2,13 @@ package controllers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
@@ -23,6 +23,7 @@ import (
 	logf "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
@@ -37,10 +38,6 @@ import (
 const (
 	// countDelay is how long changes of devices are gathered before they are counted.
 	countDelay = time.Second
-	// databaseEvery is how often the devices in a database are counted, of which no
-	// watch tells, and databaseRetry how often that is tried when it failed.
-	databaseEvery = 30 * time.Second
-	databaseRetry = 3 * time.Second
 )
 
 // ProductReconciler decides to which Product each product ID belongs and counts
@@ -57,6 +54,8 @@ type ProductReconciler struct {
 	once   sync.Once
 	claims claims
 	ids    keyed
+
+	counts *deviceCounts // of fleets in databases; see SetupWithManager
 }
 
 // Reconcile brings the status of a product up to date.
@@ -66,6 +65,9 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	})
 	p := &v1alpha1.Product{}
 	if err := r.Client.Get(ctx, req.NamespacedName, p); err != nil {
+		if apierrors.IsNotFound(err) && r.counts != nil {
+			r.counts.forget(req.NamespacedName)
+		}
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if !p.DeletionTimestamp.IsZero() {
@@ -73,34 +75,30 @@ func (r *ProductReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	status := p.Status.DeepCopy()
 	status.ObservedGeneration = p.Generation
-	total, err := r.Store.Total(ctx, fleet.Product{Namespace: p.Namespace, ProductID: p.Spec.ProductID})
-	if errors.Is(err, fleet.ErrNotReady) {
-		return reconcile.Result{RequeueAfter: countDelay}, nil
-	}
+	devices := r.devices(ctx, p)
 	// One ID is decided on by one goroutine at a time, until that is written.
 	defer r.ids.lock(p.Spec.ProductID)()
 	ready, claimErr := r.claims.judge(ctx, p)
 	if claimErr != nil {
 		return retryConflict(claimErr)
 	}
+	if devices.early && ready.Status == metav1.ConditionTrue {
+		return reconcile.Result{RequeueAfter: devices.again}, nil // there is nothing to tell yet
+	}
 	switch {
-	case err == nil:
-		status.DeviceCount = &total
+	case devices.total != nil:
+		status.DeviceCount = devices.total
 	case ready.Status == metav1.ConditionTrue: // an ID that belongs to another comes first
-		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonFleetUnavailable, Message: "The devices cannot be read: " + err.Error()}
+		ready = metav1.Condition{Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonFleetUnavailable, Message: "The devices cannot be read: " + devices.trouble.Error()}
 	}
 	r.setReady(p, status, ready)
-	if writeErr := r.write(ctx, p, status); writeErr != nil {
-		return retryConflict(writeErr)
+	if err := r.write(ctx, p, status); err != nil {
+		return retryConflict(err)
 	}
-	switch {
-	case p.Spec.Fleet.Type != v1alpha1.FleetTypePostgres:
-		return reconcile.Result{}, err // a fleet that cannot be read is tried again
-	case err != nil:
-		return reconcile.Result{RequeueAfter: databaseRetry}, nil //nolint:nilerr // it stands in the status
-	default:
-		return reconcile.Result{RequeueAfter: databaseEvery}, nil
+	if p.Spec.Fleet.Type != v1alpha1.FleetTypePostgres {
+		return reconcile.Result{}, devices.trouble // a fleet that cannot be read is tried again
 	}
+	return reconcile.Result{RequeueAfter: devices.again}, nil
 }
 
 // setReady sets Ready, and Stalled for what waiting does not mend.
@@ -140,6 +138,10 @@ func (r *ProductReconciler) write(ctx context.Context, p *v1alpha1.Product, stat
 // SetupWithManager registers the reconciler. The cache must have the index of
 // FieldProductID on Products, and that of FieldClaimNamespace on ProductIDClaims.
 func (r *ProductReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.counts = newDeviceCounts(r.Store, r.Clock)
+	if err := mgr.Add(r.counts); err != nil {
+		return fmt.Errorf("add what counts devices: %w", err)
+	}
 	return ctrl.NewControllerManagedBy(mgr).
 		// Not of its own writes: a count that changes each time would lead to the next.
 		For(&v1alpha1.Product{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -148,6 +150,7 @@ func (r *ProductReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.TaskQuota{}, handler.EnqueueRequestsFromMapFunc(r.ofQuota), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Device{}, r.countLater()).
 		WithOptions(controller.Options{MaxConcurrentReconciles: claimWorkers}).
+		WatchesRawSource(source.Func(r.counts.wake.start)).
 		Complete(r)
 }
 

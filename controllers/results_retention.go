@@ -20,11 +20,14 @@ import (
 )
 
 const (
-	// retentionEvery is how often results of tasks that are gone are looked for.
-	retentionEvery = 5 * time.Minute
+	// retentionEvery is how often results of tasks that are gone are looked for, and
+	// retentionPause the greatest pause where a database cannot be read.
+	retentionEvery, retentionPause = 5 * time.Minute, time.Hour
 	// retentionReads is how many tasks are looked for live in one sweep of a database, which
 	// may say that it keeps results of any number. The next sweep goes on.
 	retentionReads = 1000
+
+	failedRetention = "Cannot remove the results of tasks that are gone"
 )
 
 // ResultsRetention removes the results of tasks that do not exist any more, on the
@@ -36,11 +39,13 @@ const (
 // results over in between, they stay.
 type ResultsRetention struct {
 	Client  client.Client
-	Live    client.Reader // reads past every cache
-	Results func(context.Context) []fleet.Results
+	Live    client.Reader                         // reads past every cache
+	Results func(context.Context) []fleet.Results // each database once, and the same each time
 	Clock   clock.WithTicker
 	// Lease is what the process is elected by; nil for none.
 	Lease *lease.Lease
+
+	lanes lanes[fleet.Results]
 }
 
 var _ manager.LeaderElectionRunnable = (*ResultsRetention)(nil)
@@ -50,15 +55,18 @@ func (*ResultsRetention) NeedLeaderElection() bool { return true }
 
 // Start implements [manager.Runnable].
 func (r *ResultsRetention) Start(ctx context.Context) error {
-	return periodically(ctx, r.Clock, retentionEvery, "Cannot remove the results of tasks that are gone", r.sweep)
+	r.lanes.clock, r.lanes.most = r.Clock, retentionPause
+	defer r.lanes.wait()
+	return periodically(ctx, r.Clock, retentionEvery, failedRetention, r.sweep)
 }
 
+// sweep looks at all databases, each by itself.
 func (r *ResultsRetention) sweep(ctx context.Context) error {
-	var errs []error
 	for _, results := range r.Results(ctx) {
-		errs = append(errs, r.sweepDatabase(ctx, results))
+		r.lanes.run(ctx, results, failedRetention, func(ctx context.Context) error { return r.sweepDatabase(ctx, results) })
 	}
-	return errors.Join(errs...)
+	r.lanes.sweep()
+	return nil
 }
 
 // sweepDatabase removes what one database keeps of tasks that are gone.
