@@ -80,16 +80,16 @@ func TestSilentDatabasesHoldUpNobody(t *testing.T) {
 		s.put(name, name)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	mine := s.namespace
 	var asking sync.WaitGroup
 	for i := range silent {
 		asking.Go(func() {
-			_, err := s.Store(ctx, client.ObjectKey{Namespace: s.namespace, Name: fmt.Sprint("silent-", i)})
+			_, err := s.Store(ctx, client.ObjectKey{Namespace: mine, Name: fmt.Sprint("silent-", i)})
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("error %v of who has gone", err)
 			}
 		})
 	}
-	mine := s.namespace
 	s.namespace = s.env.Namespace(t)
 	s.put("db", "one")
 	s.want("another namespace", "db", "one", "")
