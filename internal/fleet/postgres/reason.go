@@ -115,6 +115,9 @@ func wrong(err error) bool {
 			return true
 		}
 	}
+	if _, contradicts := errors.AsType[*contradictionError](err); contradicts {
+		return true
+	}
 	_, ok := errors.AsType[pgx.ScanArgError](err)
 	return ok
 }

@@ -106,7 +106,7 @@ func (s *Store) Sync(ctx context.Context, _ string) error {
 var errSilent = errors.New("the database does not answer")
 
 // call bounds a call to the server and wraps its error.
-func (s *Store) call(ctx context.Context, doing string, do func(context.Context) error) error {
+func (s *Store) call(ctx context.Context, doing string, do func(context.Context) error) (err error) {
 	if s.guard == nil {
 		return s.bounded(ctx, doing, do)
 	}
@@ -114,7 +114,10 @@ func (s *Store) call(ctx context.Context, doing string, do func(context.Context)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	return leave(s.bounded(inside, doing, do))
+	err = errors.New("the call has panicked") // unless it returns
+	defer func() { err = leave(err) }()
+	err = s.bounded(inside, doing, do)
+	return err
 }
 
 func (s *Store) bounded(ctx context.Context, doing string, do func(context.Context) error) error {
