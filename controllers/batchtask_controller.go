@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -76,9 +77,14 @@ type BatchTaskReconciler struct {
 	// Stop ends the process with an error that nobody but a person can mend.
 	Stop func(error)
 
+	// StatusWrites is how many writes of progress a second all running tasks share; 0 for
+	// any number.
+	StatusWrites float64
+
 	admitted  admitted
 	written   written
 	abandoned abandoned
+	pace      pace
 }
 
 // Reconcile takes a task one step further.
@@ -89,10 +95,6 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 			r.forget(req.NamespacedName)
 		}
 		return reconcile.Result{}, client.IgnoreNotFound(err)
-	}
-	if !task.DeletionTimestamp.IsZero() {
-		r.forget(req.NamespacedName) // its slot is freed when it is gone
-		return reconcile.Result{}, nil
 	}
 	r.written.refresh(task)
 	if task.Status.Phase.Finished() {
@@ -121,6 +123,9 @@ func (r *BatchTaskReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		return r.judge(ctx, task, seen)
 	}
 	next := decide(task, seen)
+	if later := r.deferWrite(task, next, seen.now); later > 0 {
+		return reconcile.Result{RequeueAfter: later}, nil
+	}
 	if err := r.write(ctx, task, next); err != nil {
 		if seen.progress != nil && apierrors.IsConflict(err) {
 			return r.judge(ctx, task, seen)
@@ -253,6 +258,7 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 		r.Stop(errOldResources)
 		return errOldResources
 	}
+	r.keepPace(task)
 	r.Metrics.observeStatus(before, task, r.Clock.Now())
 	if next.scheduled != "" {
 		r.Recorder.Eventf(task, nil, corev1.EventTypeNormal, v1alpha1.ReasonScheduled, string(v1alpha1.TaskPhaseWaiting), "%s", next.scheduled)
@@ -272,6 +278,27 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 	logf.FromContext(ctx).Info("Task is "+string(task.Status.Phase), "reason", readyReason(task),
 		"matched", counts.Matched, "succeeded", counts.Succeeded, "failed", counts.Failed)
 	return nil
+}
+
+// deferWrite returns how long a write that only shows progress has to wait; 0 if it is to be
+// made now, or it is no such write. What is not written yet is shown by a later one.
+func (r *BatchTaskReconciler) deferWrite(task *v1alpha1.BatchTask, next decision, now time.Time) time.Duration {
+	if !next.deferrable || task.Status.ObservedGeneration != next.status.ObservedGeneration ||
+		readyReason(task) != conditionReason(next.status.Conditions, v1alpha1.ConditionReady) {
+		return 0
+	}
+	return r.pace.due(client.ObjectKeyFromObject(task), now)
+}
+
+// keepPace notes a write of a running task. The one that starts it has nothing to show yet.
+func (r *BatchTaskReconciler) keepPace(task *v1alpha1.BatchTask) {
+	name := client.ObjectKeyFromObject(task)
+	switch {
+	case task.Status.Phase.Finished():
+		r.pace.drop(name)
+	case task.Status.Checkpoint != nil || task.Status.Counts().Matched > 0:
+		r.pace.wrote(name, r.Clock.Now())
+	}
 }
 
 // act carries out what was decided, once it has been written. A task that is running is
@@ -380,11 +407,13 @@ func (r *BatchTaskReconciler) forget(name types.NamespacedName) {
 	r.admitted.remove(name)
 	r.written.drop(name)
 	r.abandoned.drop(name)
+	r.pace.drop(name)
 }
 
 // SetupWithManager registers the reconciler. The cache must have the index of
 // FieldProductID on BatchTasks and Products.
 func (r *BatchTaskReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	r.pace.rate = r.StatusWrites
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.BatchTask{}, builder.WithPredicates(worthALook)).
 		Watches(&v1alpha1.Product{}, handler.EnqueueRequestsFromMapFunc(r.tasksOfProduct), builder.WithPredicates(readyChanged)).

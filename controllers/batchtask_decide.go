@@ -57,6 +57,23 @@ type decision struct {
 	scheduled string
 	// wakeAfter is when to look again if nothing happens before; 0 for never.
 	wakeAfter time.Duration
+	// deferrable says that the status may be written later: it only shows how far a run is,
+	// and the run does not wait for that.
+	deferrable bool
+}
+
+// toEnd reports whether a task is to end for good: it is cancelled, or being deleted while
+// a finalizer keeps it, perhaps for long.
+func toEnd(task *v1alpha1.BatchTask) bool {
+	return task.Spec.Cancel || !task.DeletionTimestamp.IsZero()
+}
+
+// endMessage is that of a task which has ended so.
+func endMessage(task *v1alpha1.BatchTask, when string) string {
+	if !task.Spec.Cancel {
+		return "Cancelled " + when + ", since it is being deleted"
+	}
+	return "Cancelled " + when
 }
 
 // decide is the life of a task, one step at a time. It is pure: the same task and
@@ -101,7 +118,7 @@ func (d decision) wait(task *v1alpha1.BatchTask, seen observation) decision {
 	d.status.ScheduleTime = &start
 	d.event = v1alpha1.ReasonScheduled
 	message := "Starts at " + start.UTC().Format(time.RFC3339)
-	if !seen.now.Before(start.Time) && !task.Spec.Cancel && seen.product.ready {
+	if !seen.now.Before(start.Time) && !toEnd(task) && seen.product.ready {
 		d.scheduled = message
 		return d.fromWaiting(task, seen)
 	}
@@ -113,8 +130,8 @@ func (d decision) wait(task *v1alpha1.BatchTask, seen observation) decision {
 func (d decision) fromWaiting(task *v1alpha1.BatchTask, seen observation) decision {
 	start := schedule.Start(task.CreationTimestamp.Time, task.Spec.ScheduleTimeInSeconds)
 	switch {
-	case task.Spec.Cancel:
-		return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, "Cancelled before it started")
+	case toEnd(task):
+		return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, endMessage(task, "before it started"))
 	case seen.now.Before(start):
 		d.setInProgress(task, seen, v1alpha1.ReasonScheduled, "Starts at "+start.UTC().Format(time.RFC3339))
 		d.wakeAfter = start.Sub(seen.now)
@@ -138,8 +155,8 @@ func (d decision) fromProcessing(task *v1alpha1.BatchTask, seen observation) dec
 		d.status.Deadline = &deadline
 	}
 	if seen.progress == nil {
-		if task.Spec.Cancel {
-			return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, "Cancelled while it was processing")
+		if toEnd(task) {
+			return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, endMessage(task, "while it was processing"))
 		}
 		return d.run(task, seen)
 	}
@@ -148,7 +165,15 @@ func (d decision) fromProcessing(task *v1alpha1.BatchTask, seen observation) dec
 	case executor.OutcomeServed, executor.OutcomeExpired:
 		return d.conclude(task, seen)
 	case executor.OutcomeCancelled:
-		return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, "Cancelled while it was processing")
+		message := endMessage(task, "while it was processing")
+		if lacking := seen.progress.Lacking; lacking != "" {
+			message += ". All results that are known are counted, but the last were not recorded: " + lacking
+		}
+		return d.finish(task, seen, v1alpha1.TaskPhaseCancelled, v1alpha1.ReasonCancelled, message)
+	case executor.OutcomeBroken:
+		return d.fail(task, seen, v1alpha1.ReasonInternalError, retCodeDevices, fmt.Sprintf(
+			"The manager met a fault of its own in this task, and its log says where; %d devices had succeeded, the rest of %d has failed",
+			seen.progress.Succeeded, seen.progress.Matched))
 	case executor.OutcomeSuspended:
 		// The last checkpoint is in this status; the next pass starts a new run.
 		d.action = actForget
@@ -156,10 +181,11 @@ func (d decision) fromProcessing(task *v1alpha1.BatchTask, seen observation) dec
 		return d
 	case executor.OutcomeNone:
 	}
-	if task.Spec.Cancel {
+	if toEnd(task) {
 		d.action = actCancel
 		return d
 	}
+	d.deferrable = !seen.progress.Waits
 	return d.run(task, seen)
 }
 
@@ -187,7 +213,15 @@ func (d decision) run(task *v1alpha1.BatchTask, seen observation) decision {
 // conclude decides on results whether the task is Done or Failed.
 func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision {
 	devices := d.status.Counts()
+	lacking := seen.progress.Lacking
 	switch {
+	case lacking != "" && seen.progress.Outcome == executor.OutcomeExpired && devices.Matched == 0:
+		return d.fail(task, seen, v1alpha1.ReasonFleetUnavailable, retCodeDevices,
+			"The devices could not be counted before the time was over: "+lacking)
+	case lacking != "" && seen.progress.Outcome == executor.OutcomeExpired && devices.Failed > 0:
+		return d.fail(task, seen, v1alpha1.ReasonFleetUnavailable, retCodeDevices, fmt.Sprintf(
+			"%d of %d devices failed or had no result when the time was over; not all are named or recorded, since the fleet could not be reached: %s",
+			devices.Failed, devices.Matched, lacking))
 	case devices.Failed > 0 && seen.progress.Outcome == executor.OutcomeExpired:
 		return d.fail(task, seen, v1alpha1.ReasonDeadlineExceeded, retCodeDevices,
 			fmt.Sprintf("%d of %d devices failed or had no result when the time was over", devices.Failed, devices.Matched))
@@ -202,8 +236,11 @@ func (d decision) conclude(task *v1alpha1.BatchTask, seen observation) decision 
 		d.status.Devices, d.status.Percent = &devices, 100
 		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonNoDeviceMatched, "No device matches spec.deviceNameFilter")
 	default:
-		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonCompleted,
-			fmt.Sprintf("All %d devices have succeeded", devices.Matched))
+		message := fmt.Sprintf("All %d devices have succeeded", devices.Matched)
+		if lacking != "" {
+			message += ", but the last results were not recorded: " + lacking
+		}
+		return d.finish(task, seen, v1alpha1.TaskPhaseDone, v1alpha1.ReasonCompleted, message)
 	}
 }
 

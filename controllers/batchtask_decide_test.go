@@ -52,6 +52,13 @@ func progress(outcome executor.Outcome, matched, succeeded, failed int64) *execu
 	return &executor.Progress{Cursor: "m", Matched: matched, Succeeded: succeeded, Failed: failed, Outcome: outcome}
 }
 
+// lacking is the progress of a run that could not do all before it had to end.
+func lacking(outcome executor.Outcome, matched, succeeded, failed int64) *executor.Progress {
+	p := progress(outcome, matched, succeeded, failed)
+	p.Lacking = "recording results: the database is away"
+	return p
+}
+
 func TestDecide(t *testing.T) {
 	phases := []v1alpha1.TaskPhase{"", v1alpha1.TaskPhaseWaiting, v1alpha1.TaskPhaseProcessing}
 	type want struct {
@@ -166,6 +173,7 @@ func TestDecide(t *testing.T) {
 	done := ended(v1alpha1.TaskPhaseDone, v1alpha1.ReasonCompleted)
 	noneMatched := with(ended(v1alpha1.TaskPhaseDone, v1alpha1.ReasonNoDeviceMatched), func(w *want) { w.Warning = true })
 	devicesFailed, expired := failed(v1alpha1.ReasonDevicesFailed, 1), failed(v1alpha1.ReasonDeadlineExceeded, 1)
+	unavailable, broken := failed(v1alpha1.ReasonFleetUnavailable, 1), failed(v1alpha1.ReasonInternalError, 1)
 	for _, r := range []run{
 		{"no run", nil, running, cancelled},
 		{"a run", progress(executor.OutcomeNone, 10, 4, 1), running, with(running, func(w *want) { w.Action = actCancel })},
@@ -175,6 +183,11 @@ func TestDecide(t *testing.T) {
 		{"expired with failures", progress(executor.OutcomeExpired, 10, 9, 1), expired, expired},
 		{"expired, all served in time", progress(executor.OutcomeExpired, 10, 10, 0), done, done},
 		{"expired with none", progress(executor.OutcomeExpired, 0, 0, 0), noneMatched, noneMatched},
+		{"expired while the fleet was away", lacking(executor.OutcomeExpired, 10, 9, 1), unavailable, unavailable},
+		{"expired before the fleet was counted", lacking(executor.OutcomeExpired, 0, 0, 0), unavailable, unavailable},
+		{"served, not recorded", lacking(executor.OutcomeServed, 10, 10, 0), done, done},
+		{"cancelled while the fleet was away", lacking(executor.OutcomeCancelled, 10, 4, 1), cancelled, cancelled},
+		{"broken", lacking(executor.OutcomeBroken, 10, 4, 6), broken, broken},
 		{"ended as cancelled", progress(executor.OutcomeCancelled, 10, 4, 1), cancelled, cancelled},
 		{"suspended", progress(executor.OutcomeSuspended, 10, 4, 1), forgets, forgets},
 	} {

@@ -127,7 +127,11 @@ func eventNote(text string) string {
 // readyReason and readyMessage are what the Ready condition says, which is also
 // what events say.
 func readyReason(task *v1alpha1.BatchTask) string {
-	if c := meta.FindStatusCondition(task.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+	return conditionReason(task.Status.Conditions, v1alpha1.ConditionReady)
+}
+
+func conditionReason(conditions []metav1.Condition, conditionType string) string {
+	if c := meta.FindStatusCondition(conditions, conditionType); c != nil {
 		return c.Reason
 	}
 	return ""

@@ -35,6 +35,9 @@ type Parts struct {
 	Lease *lease.Lease
 	// Stop ends the process with an error.
 	Stop func(error)
+	// StatusWrites is how many writes of progress a second all running tasks share; 0 for
+	// any number.
+	StatusWrites float64
 	// Grace is how long a slot is kept whose task has not appeared.
 	Grace time.Duration
 	// Quarantine is how long a product ID is kept for a namespace whose product is gone.
@@ -57,7 +60,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, parts Parts) error {
 		"BatchTask": &BatchTaskReconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Gate: parts.Ledger, Executor: parts.Executor,
 			Clock: parts.Clock, Recorder: recorder, Metrics: parts.Metrics, Wake: parts.Wake,
-			Lease: parts.Lease, Stop: parts.Stop,
+			Lease: parts.Lease, Stop: parts.Stop, StatusWrites: parts.StatusWrites,
 		},
 		"Product": &ProductReconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Store: parts.Store, Clock: parts.Clock, Recorder: recorder, Quarantine: parts.Quarantine,

@@ -64,6 +64,9 @@ const (
 	// ReasonDeadlineExceeded : the task has Failed because at status.deadline some
 	// device had no result. Also the reason of each such device.
 	ReasonDeadlineExceeded = "DeadlineExceeded"
+	// ReasonInternalError : the task has Failed because the program has met a fault of its
+	// own while it carried the task out; the manager's log has it.
+	ReasonInternalError = "InternalError"
 	// ReasonQuotaExceeded : the task has Failed because it holds no slot of the
 	// namespace's TaskQuota and none was free; it was created past the webhook.
 	ReasonQuotaExceeded = "QuotaExceeded"
@@ -90,7 +93,8 @@ const (
 	ReasonProductIDConflict = "ProductIDConflict"
 	// ReasonProductIDLimit : the namespace has claimed as many product IDs as it may.
 	ReasonProductIDLimit = "ProductIDLimit"
-	// ReasonFleetUnavailable : the product's devices cannot be read.
+	// ReasonFleetUnavailable : the product's devices cannot be read. Also of a BatchTask that
+	// has Failed because its fleet could not be reached at status.deadline.
 	ReasonFleetUnavailable = "FleetUnavailable"
 )
 

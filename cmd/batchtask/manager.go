@@ -84,7 +84,8 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	wake := &controllers.Wakeups{}
 	exec := executor.New(running, store, pool, wake.Wake, executor.Options{
 		Window: opts.mqtt.Window, ResendLimit: opts.resendLimit, CheckpointInterval: opts.checkpoint, DrainTimeout: opts.drain,
-		Clock: clk, Log: log.WithName("executor"),
+		AckTimeout: opts.mqtt.AckTimeout, UnacknowledgedLimit: opts.unacknowledged, Patience: opts.patience, PageMemory: opts.pageMemory << 20,
+		Clock: clk, Log: log.WithName("executor"), Metrics: executor.NewMetrics(metrics.Registry),
 	})
 	defer exec.Close()
 	ledger := quota.NewLedger(live, live, clk)
@@ -94,7 +95,7 @@ func runManager(stop context.Context, opts *managerOptions, log logr.Logger) err
 	}
 	if err := controllers.Setup(running, mgr, controllers.Parts{
 		Ledger: ledger, Store: store, Executor: exec, Wake: wake, Clock: clk, Grace: opts.slotGrace, Quarantine: opts.quarantine, Results: databases.Results,
-		Metrics: controllers.NewMetrics(metrics.Registry), Lease: elected.lease, Stop: end,
+		Metrics: controllers.NewMetrics(metrics.Registry), Lease: elected.lease, Stop: end, StatusWrites: float64(opts.statusWrites),
 	}); err != nil {
 		return err
 	}

@@ -25,6 +25,9 @@ const (
 // each device.
 const maxResendLimit = 1_000_000
 
+// maxPageMemory is a tebibyte.
+const maxPageMemory = 1 << 20
+
 // managerOptions are the settings of the manager.
 type managerOptions struct {
 	commonOptions
@@ -46,6 +49,10 @@ type managerOptions struct {
 	quarantine     time.Duration
 	shadowParallel int
 	resendLimit    int
+	unacknowledged int
+	patience       time.Duration
+	pageMemory     int
+	statusWrites   int
 }
 
 func (o *managerOptions) bind(flags *pflag.FlagSet) {
@@ -68,6 +75,10 @@ func (o *managerOptions) bind(flags *pflag.FlagSet) {
 
 	flags.DurationVar(&o.checkpoint, "checkpoint-interval", executor.DefaultCheckpointInterval, "how often a running task writes how far it is")
 	flags.DurationVar(&o.drain, "drain-timeout", executor.DefaultDrainTimeout, "how long a cancelled task, or the manager at its end, waits for acknowledgements")
+	flags.DurationVar(&o.patience, "ending-patience", executor.DefaultPatience, "how long a task that is cancelled, or whose time is over, waits for a fleet that cannot be reached before it ends without it")
+	flags.IntVar(&o.unacknowledged, "unacknowledged-limit", executor.DefaultUnacknowledgedLimit, "how many messages of a task may be without acknowledgement after --mqtt-ack-timeout before it sends no more until some are acknowledged")
+	flags.IntVar(&o.pageMemory, "page-memory", executor.DefaultPageMemory>>20, "how many MiB the devices may take that all running tasks have read ahead")
+	flags.IntVar(&o.statusWrites, "status-writes", controllers.DefaultStatusWrites, "how many times a second the progress of running tasks is written, over all tasks, beside what fast tasks wait for; 0 for any number")
 	flags.DurationVar(&o.scheduleSkew, "schedule-skew", schedule.DefaultSkew, "how far in the past a new task's scheduleTimeInSeconds may lie")
 	flags.DurationVar(&o.slotGrace, "slot-grace", quota.DefaultGrace, "how long a slot is kept for a task whose creation was not completed")
 	flags.DurationVar(&o.quarantine, "product-id-quarantine", controllers.DefaultQuarantine, "how long a product ID is kept for its namespace after its Product is gone")
@@ -90,11 +101,17 @@ func (o *managerOptions) validate() error {
 		return fmt.Errorf("--webhook-port=%d: must be 1 to 65535", o.webhookPort)
 	case o.resendLimit < 0 || o.resendLimit > maxResendLimit:
 		return fmt.Errorf("--resend-limit=%d: must be 0 (as --publish-window) to %d", o.resendLimit, maxResendLimit)
+	case o.unacknowledged < 1 || o.unacknowledged > maxResendLimit:
+		return fmt.Errorf("--unacknowledged-limit=%d: must be 1 to %d", o.unacknowledged, maxResendLimit)
+	case o.pageMemory < 1 || o.pageMemory > maxPageMemory:
+		return fmt.Errorf("--page-memory=%d: must be 1 to %d (MiB)", o.pageMemory, maxPageMemory)
+	case o.statusWrites < 0:
+		return fmt.Errorf("--status-writes=%d: must not be negative", o.statusWrites)
 	case o.shadowParallel < 1:
 		return fmt.Errorf("--shadow-parallel=%d: must be at least 1", o.shadowParallel)
 	}
 	for name, d := range map[string]time.Duration{
-		"checkpoint-interval": o.checkpoint, "drain-timeout": o.drain, "slot-grace": o.slotGrace,
+		"ending-patience": o.patience, "checkpoint-interval": o.checkpoint, "drain-timeout": o.drain, "slot-grace": o.slotGrace,
 	} {
 		if d <= 0 {
 			return fmt.Errorf("--%s=%s: must be positive", name, d)

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"sync"
+	"time"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
@@ -16,9 +17,12 @@ type account struct {
 	inFlight int     // attempts that the publisher has not settled
 	asked    Outcome // what stop asked for
 	expired  bool
+	broken   string // what a panic said; "" for none
 	outcome  Outcome
-	trouble  string
-	dirty    bool // there is progress nobody has been told of
+	lacking  string // what could not be done before the run had to end
+	trouble  string // what holds the run up
+	outside  string // what holds it up at the broker, as last told to news
+	dirty    bool   // there is progress nobody has been told of
 
 	// recorded is whether results are recorded; then only what safe holds counts, which
 	// has been.
@@ -27,10 +31,13 @@ type account struct {
 }
 
 func newAccount(task Task, resendLimit int) *account {
-	return &account{
+	// Those that are pending are on their way twice at most, whatever the limit is now.
+	a := &account{
 		matched: task.Matched,
-		tracker: newTracker(resendLimit, task.After, task.Succeeded, task.Failed, task.Failures),
+		tracker: newTracker(max(resendLimit, len(task.Pending)), task.After, task.Succeeded, task.Failed, task.Failures),
 	}
+	a.tracker.readmit(task.Pending)
+	return a
 }
 
 // resume counts what has been recorded behind the checkpoint, and goes on after it. From
@@ -90,11 +97,39 @@ func (a *account) isEmpty() bool {
 	return a.tracker.open() == 0
 }
 
-// launch notes that n messages are on their way, or with a negative n that they are not.
-func (a *account) launch(n int) {
+// launch notes that messages are on their way now.
+func (a *account) launch(messages []*delivery, now time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.inFlight += n
+	a.inFlight += len(messages)
+	for _, d := range messages {
+		a.tracker.at(d.seq).sent = max(now, 1)
+	}
+}
+
+// recall notes that messages are not on their way after all. It returns how many of them had
+// been found overdue.
+func (a *account) recall(messages []*delivery) (late int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.inFlight -= len(messages)
+	for _, d := range messages {
+		if a.tracker.landed(d.seq) {
+			late++
+		}
+	}
+	return late
+}
+
+// overdue finds messages on their way that were sent by then, and returns how many it had not
+// found before.
+func (a *account) overdue(then time.Duration) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.inFlight == 0 {
+		return 0
+	}
+	return a.tracker.overdue(then)
 }
 
 // onTheWay is how many messages are on their way.
@@ -104,14 +139,22 @@ func (a *account) onTheWay() int {
 	return a.inFlight
 }
 
-// land takes the result of a message. It reports whether a checkpoint should be written,
-// and whether there is enough to do that feeding is worth waking.
-func (a *account) land(seq uint64, res result, reason, message string) (tell, wake bool) {
+// landing is what is to be done when a message has landed.
+type landing struct {
+	late bool // the message was overdue
+	tell bool // a checkpoint should be written
+	wake bool // there is enough to do that feeding is worth waking
+}
+
+// land takes the result of a message.
+func (a *account) land(seq uint64, res result, reason, message string) (then landing) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.inFlight--
-	tell = res != pending && a.take(seq, res, reason, message)
-	return tell, a.wanted()
+	then.late = a.tracker.landed(seq)
+	then.tell = res != pending && a.take(seq, res, reason, message)
+	then.wake = a.wanted()
+	return then
 }
 
 // settle takes the result of a device that needs no message. It reports whether a
@@ -130,18 +173,22 @@ func (a *account) take(seq uint64, res result, reason, message string) (tell boo
 		return false
 	}
 	a.dirty = true
-	// A record is cheap, and what is not recorded takes room. One is made at a time, so
-	// they are as large as what comes during the last.
-	enough := uint64(len(a.tracker.ring)+1) / 2
-	if a.recorded {
-		enough = uint64(len(a.tracker.ring)+15) / 16
-	}
-	if a.tracker.untold() < enough {
+	if int(a.tracker.untold()) < a.enough() { //nolint:gosec // at most the ring
 		return false
 	}
 	a.tracker.tell()
 	a.dirty = false
 	return true
+}
+
+// enough is how many devices a checkpoint is worth. A record is cheap, and what is not
+// recorded takes room. One is made at a time, so they are as large as what comes during the
+// last.
+func (a *account) enough() int {
+	if a.recorded {
+		return (len(a.tracker.ring) + 15) / 16
+	}
+	return (len(a.tracker.ring) + 1) / 2
 }
 
 // wanted needs the lock. It reports whether there is enough for feeding to do that it is
@@ -162,13 +209,10 @@ func (a *account) save(mark uint64) (wake bool) {
 
 // unrecorded returns the results that the watermark has passed and that are not recorded,
 // and what may be told once they are.
-func (a *account) unrecorded() (part fleet.ResultRange, next Progress) {
+func (a *account) unrecorded() (parts []fleet.ResultRange, next Progress) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next = a.snapshot()
-	part = a.tracker.since(a.safe.Mark)
-	part.After, part.Upto = a.safe.Cursor, next.Cursor
-	return part, next
+	return a.tracker.since(a.safe.Mark, a.safe.Cursor), a.snapshot()
 }
 
 // record notes that this much has been recorded. It reports whether feeding is worth
@@ -181,19 +225,16 @@ func (a *account) record(next Progress) (wake bool) {
 	return a.wanted()
 }
 
-const lostBroker = "there is no connection to the MQTT broker"
-
 // news reports whether there is progress that nobody has been told of; from now on
-// somebody has. That the broker is lost, or found again, is news.
-func (a *account) news(connected bool) bool {
+// somebody has. What holds the run up from outside, at the broker, is news when it changes,
+// unless something else holds the run up.
+func (a *account) news(outside string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case !connected && a.trouble == "":
-		a.trouble, a.dirty = lostBroker, true
-	case connected && a.trouble == lostBroker:
-		a.trouble, a.dirty = "", true
+	if (a.trouble == "" || a.trouble == a.outside) && a.trouble != outside {
+		a.trouble, a.dirty = outside, true
 	}
+	a.outside = outside
 	news := a.dirty
 	a.dirty = false
 	a.tracker.tell()
@@ -209,16 +250,25 @@ func (a *account) report(trouble string) {
 	}
 }
 
+// isUntroubled reports whether nothing holds the run up that is known.
+func (a *account) isUntroubled() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.trouble == "" || a.trouble == a.outside
+}
+
 // progress is what may be written to the status.
 func (a *account) progress() Progress {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.recorded {
-		return a.snapshot()
+		p := a.snapshot()
+		p.Waits = a.outcome == OutcomeNone && int(a.tracker.head-a.tracker.saved) >= a.enough() //nolint:gosec // at most the ring
+		return p
 	}
 	p := a.safe
 	p.Matched = max(a.matched, p.Succeeded+p.Failed)
-	p.Outcome, p.Trouble = a.outcome, a.trouble
+	p.Outcome, p.Trouble, p.Lacking = a.outcome, a.trouble, a.lacking
 	return p
 }
 
@@ -228,18 +278,20 @@ func (a *account) snapshot() Progress {
 		Cursor: a.tracker.cursor, Mark: a.tracker.head, Matched: max(a.matched, a.tracker.succeeded+a.tracker.failed),
 		Succeeded: a.tracker.succeeded, Failed: a.tracker.failed,
 		Failures: append([]v1alpha1.DeviceFailure(nil), a.tracker.failures...),
-		Outcome:  a.outcome, Trouble: a.trouble,
+		Pending:  a.tracker.pending(),
+		Outcome:  a.outcome, Trouble: a.trouble, Lacking: a.lacking,
 	}
 }
 
-// expire gives up every device that has no result. It reports false where something else
-// has ended the run before.
+// expire gives up every device that has no result. It reports false where the run has been
+// cancelled before.
 func (a *account) expire() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.asked != OutcomeNone {
+	if a.asked == OutcomeCancelled || a.expired {
 		return false
 	}
+	// A suspended run that cannot record what it has ends here too.
 	a.expired = true
 	a.tracker.settleRest(failed, v1alpha1.ReasonDeadlineExceeded, deadlineMessage)
 	return true
@@ -266,15 +318,55 @@ func (a *account) ending() (expired bool, asked Outcome) {
 	return a.expired, a.asked
 }
 
-// leave counts for a run that is cancelled all results above the watermark too. It
-// returns what was asked for.
+func (a *account) isExpired() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.expired
+}
+
+// leave counts what has a result above the watermark too: for a run that is cancelled all of
+// it, for one that is suspended as far as a checkpoint can name the devices that have none.
+// It returns what was asked for.
 func (a *account) leave() Outcome {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.asked == OutcomeCancelled {
 		a.tracker.close()
+	} else {
+		a.tracker.park(MaxPending)
 	}
 	return a.asked
+}
+
+// surrender counts all that is known, recorded or not, for a run that must end although the
+// store is away. Where rest is set, the rest of what matched has failed.
+func (a *account) surrender(rest bool, lacking string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tracker.close()
+	if rest {
+		a.tracker.failed += max(0, a.matched-a.tracker.succeeded-a.tracker.failed)
+	}
+	if a.lacking = lacking; lacking == "" {
+		a.lacking = a.trouble
+	}
+	a.recorded = false // what is not recorded counts too
+}
+
+// ruin notes what a panic said.
+func (a *account) ruin(said string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.broken == "" {
+		a.broken = said
+	}
+}
+
+// ruined returns what a panic said; "" for none.
+func (a *account) ruined() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.broken
 }
 
 // finish notes the outcome of the run.
@@ -282,7 +374,7 @@ func (a *account) finish(outcome Outcome) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.outcome, a.trouble = outcome, ""
-	if outcome == OutcomeServed || outcome == OutcomeExpired {
+	if outcome == OutcomeServed || outcome == OutcomeExpired || outcome == OutcomeBroken {
 		a.matched = a.tracker.succeeded + a.tracker.failed
 	}
 }
@@ -303,14 +395,9 @@ func (a *account) failUnreached(names []string, others int64) {
 		a.tracker.count(&tracked{name: name, result: failed, reason: v1alpha1.ReasonDeadlineExceeded, message: deadlineMessage})
 	}
 	a.tracker.failed += others
-}
-
-// failUnreachedRecorded is failUnreached for devices whose results have been recorded.
-func (a *account) failUnreachedRecorded(names []string) {
-	a.failUnreached(names, 0)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.safe = a.snapshot()
+	if a.recorded {
+		a.safe = a.snapshot() // they have been recorded
+	}
 }
 
 // failUnnamed counts as failed what has no result of the devices that matched when the

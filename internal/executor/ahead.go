@@ -2,9 +2,12 @@ package executor
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/validation"
 )
 
 // Reading from the fleet store and writing to it take their time, in which the broker
@@ -26,7 +29,7 @@ const (
 	leastPage, largestPage = 64, 4096
 	pagePace               = 50 * time.Millisecond
 	// pageBytes is how large the deltas of a page may be together, about: two pages are
-	// held.
+	// held. What all runs hold is bounded by the pageBudget.
 	pageBytes = 4 << 20
 )
 
@@ -35,6 +38,16 @@ type page struct {
 	names   []string
 	updates []fleet.DesiredResult // of the same devices; nil for a PublishMessage task
 	last    bool                  // no devices come after these
+	paid    int                   // what it has of the budget
+}
+
+// bytes is how much memory the page takes, about.
+func (p *page) bytes() int {
+	n := len(p.names) * nameBytes
+	for _, u := range p.updates {
+		n += cap(u.Delta)
+	}
+	return n
 }
 
 // take removes the first n devices and returns them.
@@ -48,15 +61,19 @@ func (p *page) take(n int) (names []string, updates []fleet.DesiredResult) {
 
 // readAhead sends all pages after a name, until feeding ends.
 func (r *run) readAhead(after string, pages chan<- page) {
-	size := namesPage
+	size, most := namesPage, nameBytes
 	if r.task.Publish == nil {
-		size = leastPage
+		size, most = leastPage, nameBytes+largestDelta
 	}
 	for {
 		var p page
+		limit, paid := r.paging.reserve(size, most)
 		if !r.persist("reading the devices", func(ctx context.Context) error {
-			names, more, err := r.exec.store.Scan(ctx, r.query(after), size)
+			names, more, err := r.exec.store.Scan(ctx, r.query(after), limit)
 			p.names, p.last = names, !more
+			if err == nil {
+				err = checkNames(names, after, more)
+			}
 			return err
 		}) {
 			return
@@ -70,8 +87,10 @@ func (r *run) readAhead(after string, pages chan<- page) {
 			if p.updates, took, ok = r.updatePage(p.names); !ok {
 				return
 			}
-			size = nextSize(size, p, took)
+			size = nextSize(limit, p, took)
 		}
+		p.paid = p.bytes()
+		r.paging.adjust(p.paid - paid)
 		select {
 		case pages <- p:
 		case <-r.feeding.Done():
@@ -82,6 +101,21 @@ func (r *run) readAhead(after string, pages chan<- page) {
 		}
 		after = p.names[len(p.names)-1]
 	}
+}
+
+// checkNames returns an error where what a store has read cannot be. The order of names is
+// what counts rest on, and a page without any would be asked for for ever.
+func checkNames(names []string, after string, more bool) error {
+	if more && len(names) == 0 {
+		return errors.New("the store has read no devices, and says that there are more")
+	}
+	for _, name := range names {
+		if name <= after || !validation.DeviceName(name) {
+			return fmt.Errorf("the store has read %q after %q", clip(name, maxReason), clip(after, maxReason))
+		}
+		after = name
+	}
+	return nil
 }
 
 // updatePage updates the shadows of these devices, again and again while the store can

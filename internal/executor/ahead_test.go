@@ -22,8 +22,8 @@ func TestShadowsAreUpdatedAhead(t *testing.T) {
 		r.fleet.mu.Lock()
 		ahead := len(r.fleet.applied)
 		r.fleet.mu.Unlock()
-		if messages, _ := r.broker.total(); messages != window {
-			t.Errorf("%d messages were sent without an acknowledgement, want %d", messages, window)
+		if messages, _ := r.broker.total(); messages == 0 || messages > window {
+			t.Errorf("%d messages were sent without an acknowledgement, want some, and no more than %d", messages, window)
 		}
 		if ahead <= window || ahead > 2*largestPage {
 			t.Errorf("%d shadows were updated, want more than %d and no more than %d", ahead, window, 2*largestPage)

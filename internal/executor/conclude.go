@@ -3,19 +3,29 @@ package executor
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 
 	"batchtask.dev/operator/internal/fleet"
 )
 
-// How a run ends. The three ways to end it before every device has its result
-// meet here:
+// How a run ends. What can end it before every device has its result meets here:
 //
 //	expire   the deadline: what has no result has failed, named or not
 //	stop     cancelled or suspended: wait for what is on its way, then leave
+//	broke    a panic: what has no result has failed, and nothing more is asked of the store
 //	abandon  the object is gone or the process ends: leave at once
 //
-// Whichever comes first under the lock wins; a result that arrives later finds
-// its device settled and changes nothing.
+// Whichever comes first under the lock wins, except that the deadline and a cancel end a
+// suspended run that has not left yet; a result that arrives later finds its device settled
+// and changes nothing.
+//
+// Leaving needs the fleet store: what has a result is to be recorded, and what has none to
+// be counted. It may be away. After the deadline or a cancel, patience bounds how long
+// that may take; then the run surrenders: what is known is counted, also what could not be
+// recorded, and at the deadline the rest of what matched has failed without names. A run
+// that is only suspended may wait longer, since it holds nobody up, and its acknowledgements
+// are worth keeping: until its deadline or a cancel, or until the process ends.
 
 const deadlineMessage = "had no result when the task's time was over"
 
@@ -24,6 +34,7 @@ func (r *run) expire() {
 	if r.account.expire() {
 		r.dead.Store(true)
 		r.stopFeed()
+		r.loseThread()
 	}
 }
 
@@ -31,31 +42,96 @@ func (r *run) expire() {
 func (r *run) stop(outcome Outcome) {
 	if r.account.ask(outcome) {
 		r.stopFeed()
+		if outcome == OutcomeCancelled {
+			r.loseThread()
+		}
 	}
+}
+
+// loseThread begins the time that the run's patience lasts.
+func (r *run) loseThread() {
+	select {
+	case r.ending <- struct{}{}:
+	default: // it has begun
+	}
+}
+
+// guard calls do. A panic in it ends this run and no other.
+func (r *run) guard(do func()) {
+	defer r.caught()
+	do()
+}
+
+// caught is to be deferred by whatever works for this run alone.
+func (r *run) caught() {
+	if said := recover(); said != nil {
+		r.broke(said, debug.Stack())
+	}
+}
+
+// broke ends the run because of a panic.
+func (r *run) broke(said any, stack []byte) {
+	r.exec.opts.Log.Error(fmt.Errorf("panic: %v", said), "A task has met a fault in the program and fails",
+		"task", r.task.NamespacedName, "uid", r.task.UID, "stack", string(stack))
+	r.exec.metrics.panics.Inc()
+	r.account.ruin(fmt.Sprint(said))
+	r.dead.Store(true)
+	r.stopFeed()
+	r.impatient()
 }
 
 // conclude ends the run once feeding has ended, and returns its outcome; none if
 // it was abandoned.
 func (r *run) conclude(served bool) Outcome {
+	outcome := OutcomeNone
+	r.guard(func() { outcome = r.leave(served) })
+	if r.account.ruined() == "" {
+		return outcome
+	}
+	if r.life.Err() != nil {
+		return OutcomeNone
+	}
+	// What is in the account may be wrong by one device that was being settled. That beats
+	// a task that never ends.
+	r.account.surrender(true, r.account.ruined())
+	return OutcomeBroken
+}
+
+// leave does what is to be done before the run may end.
+func (r *run) leave(served bool) Outcome {
 	expired, asked := r.account.ending()
+	var outcome Outcome
+	done := true
 	switch {
 	case served && !expired:
-		return OutcomeServed
+		outcome = OutcomeServed
 	case r.life.Err() != nil:
 		return OutcomeNone
 	case expired:
-		if !r.countRest() {
-			return OutcomeNone
-		}
-		return OutcomeExpired
+		outcome, done = OutcomeExpired, r.countRest()
 	case asked == OutcomeNone:
 		return OutcomeNone
+	default:
+		r.drain()
+		if r.feed.allServed() {
+			outcome = OutcomeServed // the last results came while draining
+		} else {
+			outcome = r.account.leave()
+		}
 	}
-	r.drain()
-	if r.feed.allServed() {
-		return OutcomeServed // the last results came while draining
+	if done && r.recorder.record(r.patient) {
+		return outcome
 	}
-	return r.account.leave()
+	if r.life.Err() != nil {
+		return OutcomeNone // abandoned, or the process is ending
+	}
+	if outcome == OutcomeSuspended { // the deadline has come, or a cancel
+		if outcome = OutcomeCancelled; r.account.isExpired() {
+			outcome = OutcomeExpired
+		}
+	}
+	r.account.surrender(outcome == OutcomeExpired, "")
+	return outcome
 }
 
 // drain waits for the results of what is on its way, but no longer than the drain
@@ -65,6 +141,7 @@ func (r *run) drain() {
 	defer timer.Stop()
 	for r.account.onTheWay() > 0 {
 		select {
+		case <-r.patient.Done():
 		case <-r.settled:
 			continue
 		case <-timer.C():
@@ -81,7 +158,7 @@ func (r *run) countRest() bool {
 	r.account.failRest() // what feed took in while the deadline passed
 	const doing = "counting the devices that were not reached"
 	noProduct := false
-	if !r.persistIn(r.life, doing, func(ctx context.Context) error {
+	if !r.persistIn(r.patient, doing, func(ctx context.Context) error {
 		if err := r.exec.store.Sync(ctx, r.task.Product.Namespace); err != nil {
 			return err
 		}
@@ -100,14 +177,14 @@ func (r *run) countRest() bool {
 	if r.account.isRecorded() {
 		return r.recorder.recordRest(r.feed.at)
 	}
-	return r.persistIn(r.life, doing, func(ctx context.Context) error {
+	return r.persistIn(r.patient, doing, func(ctx context.Context) error {
 		names, more, err := r.exec.store.Scan(ctx, r.query(r.feed.at), MaxFailures)
 		if err != nil {
 			return r.orUnnamed(err)
 		}
 		var others int64
 		if more {
-			if others, err = r.exec.store.Count(ctx, r.query(names[len(names)-1])); err != nil {
+			if others, err = r.count(ctx, names[len(names)-1]); err != nil {
 				return err
 			}
 		}

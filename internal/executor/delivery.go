@@ -35,6 +35,7 @@ func (d *delivery) Live() bool { return !d.run.dead.Load() && d.run.task.Hold.Va
 // Settle takes the result. A nil error is the broker's acknowledgement, the only
 // evidence by which a device counts as succeeded.
 func (d *delivery) Settle(err error) {
+	defer d.run.caught() // this is a goroutine of all tasks
 	switch {
 	case err == nil:
 		d.run.landed(d.seq, succeeded, "", "")

@@ -29,6 +29,11 @@ const (
 	DefaultWindow             = 1000
 	DefaultCheckpointInterval = time.Second
 	DefaultDrainTimeout       = 5 * time.Second
+	DefaultPatience           = 30 * time.Second
+	DefaultPageMemory         = 256 << 20
+	// DefaultUnacknowledgedLimit is as many as a checkpoint can name: a planned stop then
+	// still sends nothing twice but those.
+	DefaultUnacknowledgedLimit = MaxPending
 )
 
 // Publisher sends messages and settles each once it is acknowledged, for as long
@@ -51,8 +56,23 @@ type Options struct {
 	// DrainTimeout is how long a cancelled or suspended run waits for the
 	// acknowledgements of what it has sent.
 	DrainTimeout time.Duration
-	Clock        clock.WithTicker
-	Log          logr.Logger
+	// Patience is how long a run may take after its deadline or a cancel where the fleet
+	// store does not answer; then it ends without it.
+	Patience time.Duration
+	// AckTimeout is how long a message keeps its place in the window without a result, at
+	// least about a checkpoint interval. The default is that of the publisher's messages,
+	// mqtt.DefaultAckTimeout.
+	AckTimeout time.Duration
+	// UnacknowledgedLimit is how many messages of a task may have no result after that
+	// before it may send no more.
+	UnacknowledgedLimit int
+	Clock               clock.WithTicker
+	Log                 logr.Logger
+	// PageMemory is how many bytes of devices that have been read ahead are held, over all
+	// tasks, beside a little for each.
+	PageMemory int
+	// Metrics are counted on; not shown anywhere when nil.
+	Metrics *Metrics
 }
 
 // Executor runs tasks side by side.
@@ -62,6 +82,8 @@ type Executor struct {
 	notify    func(types.NamespacedName)
 	opts      Options
 	window    *Window
+	metrics   *Metrics
+	pages     *pageBudget
 
 	ctx    context.Context //nolint:containedctx // the life of the runs, which outlive the calls that start them
 	cancel context.CancelFunc
@@ -89,12 +111,28 @@ func New(ctx context.Context, store fleet.Store, publisher Publisher, notify fun
 	if opts.DrainTimeout == 0 {
 		opts.DrainTimeout = DefaultDrainTimeout
 	}
+	if opts.Patience == 0 {
+		opts.Patience = DefaultPatience
+	}
+	if opts.AckTimeout == 0 {
+		opts.AckTimeout = mqtt.DefaultAckTimeout
+	}
+	if opts.UnacknowledgedLimit == 0 {
+		opts.UnacknowledgedLimit = DefaultUnacknowledgedLimit
+	}
+	if opts.PageMemory == 0 {
+		opts.PageMemory = DefaultPageMemory
+	}
+	if opts.Metrics == nil {
+		opts.Metrics = NewMetrics(nil)
+	}
 	if opts.Clock == nil {
 		opts.Clock = clock.RealClock{}
 	}
 	e := &Executor{
+		pages: &pageBudget{size: opts.PageMemory, shown: opts.Metrics.pageBytes},
 		store: store, publisher: publisher, notify: notify, opts: opts,
-		window: NewWindow(opts.Window), runs: map[types.NamespacedName]*run{},
+		metrics: opts.Metrics, window: NewWindow(opts.Window, opts.UnacknowledgedLimit, opts.Metrics.unacknowledged), runs: map[types.NamespacedName]*run{},
 	}
 	e.ctx, e.cancel = context.WithCancel(ctx)
 	return e

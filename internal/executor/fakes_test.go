@@ -32,6 +32,10 @@ type devices struct {
 	applyTakes  time.Duration
 	applied     map[string]int
 	calls       []int // how many devices each call of ApplyDesired had
+	// scanned is called before each call of Scan; it may be nil.
+	scanned func(fleet.Query)
+	// away says that nothing can be read, and hangs that it takes until nobody waits.
+	away, hangs bool
 	// results keeps the results of devices; nil for a fleet that does not.
 	results *resultBook
 }
@@ -55,8 +59,20 @@ func (d *devices) Count(_ context.Context, q fleet.Query) (int64, error) {
 	return int64(len(names)), err
 }
 
-func (d *devices) Scan(_ context.Context, q fleet.Query, limit int) ([]string, bool, error) {
+func (d *devices) Scan(ctx context.Context, q fleet.Query, limit int) ([]string, bool, error) {
+	if d.scanned != nil {
+		d.scanned(q)
+	}
 	d.mu.Lock()
+	if d.hangs {
+		d.mu.Unlock()
+		<-ctx.Done()
+		return nil, false, ctx.Err()
+	}
+	if d.away {
+		d.mu.Unlock()
+		return nil, false, errors.New("the store is away")
+	}
 	if d.noProduct {
 		d.mu.Unlock()
 		return nil, false, fleet.ErrNoProduct
@@ -174,13 +190,16 @@ func (b *broker) serve() {
 }
 
 // abandonHeld settles what was held as a closed pool does.
-func (b *broker) abandonHeld() {
+func (b *broker) abandonHeld() { b.answerHeld(mqtt.ErrAbandoned) }
+
+// answerHeld settles what was held.
+func (b *broker) answerHeld(err error) {
 	b.mu.Lock()
 	held := b.held
 	b.held = nil
 	b.mu.Unlock()
 	for _, d := range held {
-		d.Settle(mqtt.ErrAbandoned)
+		d.Settle(err)
 	}
 }
 

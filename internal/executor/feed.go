@@ -38,8 +38,10 @@ func (f *feed) serve() bool {
 	r := f.run
 	var reading sync.WaitGroup
 	defer reading.Wait()
+	defer r.stopFeed() // also where something panics here
 	after := f.at
-	reading.Go(func() { r.readAhead(after, f.pages) })
+	reading.Go(func() { r.guard(func() { r.readAhead(after, f.pages) }) })
+	f.serveAgain()
 	for r.feeding.Err() == nil {
 		if !f.allServed() && !r.mayFeed() {
 			break
@@ -57,6 +59,24 @@ func (f *feed) serve() bool {
 	return false
 }
 
+// serveAgain serves the devices that the checkpoint names as pending. They have been admitted
+// before all others.
+func (f *feed) serveAgain() {
+	names := f.run.task.Pending
+	if len(names) == 0 {
+		return
+	}
+	batch := make([]uint64, len(names))
+	for i := range batch {
+		batch[i] = uint64(i) //nolint:gosec // not negative
+	}
+	if f.run.task.Publish != nil {
+		f.publishMessages(batch, names)
+		return
+	}
+	f.retry, f.retryAt = batch, f.run.exec.opts.Clock.Now()
+}
+
 // takeIn serves the next devices of the page, or says that there are none or no room.
 func (f *feed) takeIn() bool {
 	batch := f.run.account.admit(f.page.names, feedBatch)
@@ -65,6 +85,10 @@ func (f *feed) takeIn() bool {
 	}
 	names, updates := f.page.take(len(batch))
 	f.at = names[len(names)-1]
+	if len(f.page.names) == 0 {
+		f.run.paging.adjust(-f.page.paid) // what is on its way of it is bounded by the account
+		f.page.paid = 0
+	}
 	if f.run.task.Publish != nil {
 		f.publishMessages(batch, names)
 	} else {
@@ -159,20 +183,29 @@ func (f *feed) publish(deliveries []*delivery) {
 			return
 		}
 		if !r.task.Hold.Sure() { // it may have waited long for its places
-			f.share.release(n)
+			f.share.release(n, 0)
 			if !r.mayFeed() {
 				return
 			}
 			continue
 		}
-		r.account.launch(n)
-		for i, d := range deliveries[:n] {
+		sent := deliveries[:n]
+		r.account.launch(sent, r.age())
+		for i, d := range sent {
 			if err := r.exec.publisher.Publish(r.feeding, d); err != nil {
-				f.share.release(n - i) // no message has used them
-				r.account.launch(i - n)
+				f.recall(sent[i:])
 				return
 			}
 		}
 		deliveries = deliveries[n:]
 	}
+}
+
+// recall gives places back that no message has used.
+func (f *feed) recall(messages []*delivery) {
+	late := f.run.account.recall(messages)
+	for range late {
+		f.share.settle()
+	}
+	f.share.release(len(messages)-late, 0)
 }

@@ -2,11 +2,12 @@ package executor
 
 import (
 	"context"
-	"sync"
+	"fmt"
 	"sync/atomic"
 
 	"batchtask.dev/operator/api/v1alpha1"
 	"batchtask.dev/operator/internal/fleet"
+	"batchtask.dev/operator/internal/validation"
 )
 
 // Where the fleet keeps the result of each device, what is recorded there is the
@@ -28,7 +29,7 @@ const restPage = 5000
 type recorder struct {
 	run      *run
 	results  atomic.Value  // *kept, once it is known where
-	writing  sync.Mutex    // held by who records
+	writing  chan struct{} // holds one element while somebody records
 	toRecord chan struct{} // has room for one signal: there is something to record
 }
 
@@ -36,7 +37,7 @@ type recorder struct {
 type kept struct{ fleet.Results }
 
 func newRecorder(r *run) *recorder {
-	return &recorder{run: r, toRecord: make(chan struct{}, 1)}
+	return &recorder{run: r, writing: make(chan struct{}, 1), toRecord: make(chan struct{}, 1)}
 }
 
 // keptIn returns where results are kept; nil for nowhere.
@@ -65,12 +66,35 @@ func (w *recorder) open(ctx context.Context) error {
 		TaskUID: string(r.task.UID), Namespace: r.task.Namespace, TaskName: r.task.Name, Epoch: r.epoch, Sure: r.task.Hold.Sure,
 	}
 	totals, err := results.Take(ctx, taking, r.task.Product, r.feed.at, MaxFailures)
+	if err == nil {
+		err = checkTotals(totals)
+	}
 	if err != nil {
 		return err
 	}
 	w.results.Store(&kept{results})
 	r.account.resume(totals)
 	r.feed.at = totals.Upto
+	return nil
+}
+
+// mostDevices is more than any fleet has: a greater number is a fault of whoever counts.
+const mostDevices = 1 << 48
+
+// checkTotals returns an error where what a database answers cannot be. It would be refused
+// as a status, again and again.
+func checkTotals(totals fleet.ResultTotals) error {
+	switch {
+	case totals.Upto != "" && !validation.DeviceName(totals.Upto):
+		return fmt.Errorf("the results that are kept reach to %q, which is no name of a device", clip(totals.Upto, maxReason))
+	case totals.Succeeded < 0 || totals.Failed < 0 || totals.Succeeded > mostDevices || totals.Failed > mostDevices:
+		return fmt.Errorf("results of %d and %d devices are kept, which cannot be", totals.Succeeded, totals.Failed)
+	}
+	for _, f := range totals.FirstFailed {
+		if !validation.DeviceName(f.Name) {
+			return fmt.Errorf("a result of %q is kept, which is no name of a device", clip(f.Name, maxReason))
+		}
+	}
 	return nil
 }
 
@@ -87,7 +111,7 @@ func (w *recorder) keepRecording(done <-chan struct{}) {
 	for {
 		select {
 		case <-w.toRecord:
-			w.record(w.run.life)
+			w.record(w.run.patient)
 		case <-done:
 			return
 		}
@@ -97,14 +121,18 @@ func (w *recorder) keepRecording(done <-chan struct{}) {
 // record records what the watermark has passed, and then lets it count. It tries
 // until it succeeds (true) or ctx ends.
 func (w *recorder) record(ctx context.Context) bool {
-	w.writing.Lock()
-	defer w.writing.Unlock()
 	if w.keptIn() == nil {
 		return true
 	}
-	part, next := w.run.account.unrecorded()
-	if part.Upto > part.After && !w.write(ctx, part) {
+	if !w.begin(ctx) {
 		return false
+	}
+	defer w.end()
+	parts, next := w.run.account.unrecorded()
+	for _, part := range parts {
+		if !w.write(ctx, part) {
+			return false
+		}
 	}
 	if w.run.account.record(next) {
 		w.run.signal()
@@ -112,7 +140,19 @@ func (w *recorder) record(ctx context.Context) bool {
 	return true
 }
 
-// write needs writing. It records a part, however often that takes.
+// begin waits until nobody else records.
+func (w *recorder) begin(ctx context.Context) bool {
+	select {
+	case w.writing <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (w *recorder) end() { <-w.writing }
+
+// write is called between begin and end. It records a part, however often that takes.
 func (w *recorder) write(ctx context.Context, part fleet.ResultRange) bool {
 	r := w.run
 	part.At, part.Epoch = r.exec.opts.Clock.Now(), r.epoch
@@ -125,14 +165,16 @@ func (w *recorder) write(ctx context.Context, part fleet.ResultRange) bool {
 // deadline, as failed, each with a result of its own.
 func (w *recorder) recordRest(after string) bool {
 	r := w.run
-	if !w.record(r.life) {
+	if !w.record(r.patient) {
 		return false
 	}
-	w.writing.Lock()
-	defer w.writing.Unlock()
+	if !w.begin(r.patient) {
+		return false
+	}
+	defer w.end()
 	for more := true; more; {
 		var names []string
-		if !r.persistIn(r.life, "reading the devices that were not reached", func(ctx context.Context) (err error) {
+		if !r.persistIn(r.patient, "reading the devices that were not reached", func(ctx context.Context) (err error) {
 			names, more, err = r.exec.store.Scan(ctx, r.query(after), restPage)
 			return r.orUnnamed(err)
 		}) {
@@ -145,11 +187,11 @@ func (w *recorder) recordRest(after string) bool {
 		for _, name := range names {
 			part.Failed = append(part.Failed, fleet.Failure{Name: name, Reason: v1alpha1.ReasonDeadlineExceeded, Message: deadlineMessage})
 		}
-		if !w.write(r.life, part) {
+		if !w.write(r.patient, part) {
 			return false
 		}
 		after = part.Upto
-		r.account.failUnreachedRecorded(names)
+		r.account.failUnreached(names, 0)
 	}
 	return true
 }

@@ -41,6 +41,7 @@ type resultBook struct {
 	late    time.Duration     // how long a call takes
 	epoch   string            // of the run that has them
 	gap     string            // what was recorded behind it does not follow without a gap
+	after   int               // how many records succeed before none does; 0 for all
 }
 
 func (r *resultBook) fault() error {
@@ -62,6 +63,12 @@ func (r *resultBook) Record(_ context.Context, _ string, _ fleet.Product, part f
 	defer r.mu.Unlock()
 	if part.Epoch != r.epoch {
 		return fleet.ErrForeignEpoch
+	}
+	if r.after > 0 {
+		if r.after--; r.after == 0 {
+			r.after = 1
+			return errors.New("the database is gone")
+		}
 	}
 	r.remove(part.After, part.Upto)
 	for _, name := range part.Succeeded {

@@ -2,6 +2,8 @@ package executor
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,15 +24,22 @@ type run struct {
 	exec  *Executor
 	task  Task
 	epoch string // names the run where its results are kept
+	began time.Time
 
 	life     context.Context    //nolint:containedctx // ended by abandon
 	abandon  context.CancelFunc // drops the run at once
 	feeding  context.Context    //nolint:containedctx // ended by the deadline, stop and abandon
 	stopFeed context.CancelFunc
+	// patient ends when the run must do without the fleet store: some time after its deadline
+	// or a cancel, and with abandon.
+	patient   context.Context //nolint:containedctx // see there
+	impatient context.CancelFunc
+	ending    chan struct{} // has room for one signal: that time begins
 
 	account  *account
 	feed     *feed
 	recorder *recorder
+	paging   *pageAccount
 
 	dead    atomic.Bool   // nobody waits for results any more
 	settled chan struct{} // has room for one signal: there is room, or nothing is left
@@ -38,7 +47,8 @@ type run struct {
 
 func newRun(e *Executor, task Task) *run {
 	r := &run{
-		exec: e, task: task, epoch: e.epochOf(task), account: newAccount(task, e.opts.ResendLimit), settled: make(chan struct{}, 1),
+		exec: e, task: task, began: e.opts.Clock.Now(), epoch: e.epochOf(task), account: newAccount(task, e.opts.ResendLimit),
+		settled: make(chan struct{}, 1), ending: make(chan struct{}, 1), paging: &pageAccount{budget: e.pages},
 	}
 	life, cancel := context.WithCancel(e.ctx)
 	r.life = life
@@ -47,6 +57,7 @@ func newRun(e *Executor, task Task) *run {
 		cancel()
 	}
 	r.feeding, r.stopFeed = context.WithCancel(life)
+	r.patient, r.impatient = context.WithCancel(life)
 	r.feed, r.recorder = newFeed(r), newRecorder(r)
 	return r
 }
@@ -54,21 +65,25 @@ func newRun(e *Executor, task Task) *run {
 // loop is the run from beginning to end.
 func (r *run) loop() {
 	defer r.stopFeed()
+	defer r.impatient()
 	if !r.exec.opts.Clock.Now().Before(r.task.Deadline) {
 		r.expire() // pulse would do it too, but perhaps after the first messages
 	}
 	var beside sync.WaitGroup
-	fed := make(chan struct{})
-	beside.Go(r.pulse)
-	beside.Go(func() { r.recorder.keepRecording(fed) })
+	done := make(chan struct{})
+	beside.Go(func() { r.guard(func() { r.pulse(done) }) })
+	beside.Go(func() { r.guard(func() { r.recorder.keepRecording(done) }) })
 
-	served := r.prepare() && r.feed.serve()
+	served := false
+	r.guard(func() { served = r.prepare() && r.feed.serve() })
 	outcome := r.conclude(served)
 
 	r.stopFeed()
-	close(fed)
+	close(done)
 	beside.Wait()
-	if outcome == OutcomeNone || !r.recorder.record(r.life) {
+	r.feed.share.leave()
+	r.paging.leave()
+	if outcome == OutcomeNone {
 		return // abandoned, or the process is ending
 	}
 	r.account.finish(outcome)
@@ -87,7 +102,7 @@ func (r *run) prepare() bool {
 		if r.task.Matched > 0 {
 			return nil // resumed: counted when it started
 		}
-		n, err := r.exec.store.Count(ctx, r.query(r.feed.at))
+		n, err := r.count(ctx, r.feed.at)
 		if err != nil {
 			return err
 		}
@@ -96,15 +111,54 @@ func (r *run) prepare() bool {
 	})
 }
 
+// count counts the task's devices behind a name.
+func (r *run) count(ctx context.Context, after string) (int64, error) {
+	n, err := r.exec.store.Count(ctx, r.query(after))
+	if err == nil && (n < 0 || n > mostDevices) {
+		err = fmt.Errorf("the store has counted %d devices, which cannot be", n)
+	}
+	return n, err
+}
+
 // landed is called when the publisher has settled a message.
 func (r *run) landed(seq uint64, res result, reason, message string) {
-	r.feed.share.release(1)
-	tell, wake := r.account.land(seq, res, reason, message)
-	if wake {
+	then := r.account.land(seq, res, reason, message)
+	switch {
+	case then.late:
+		r.feed.share.settle()
+	case res == pending:
+		r.feed.share.release(1, 0)
+	default:
+		r.feed.share.release(1, 1)
+	}
+	if then.wake {
 		r.signal()
 	}
-	if tell {
+	if then.tell {
 		r.checkpoint()
+	}
+}
+
+// reclaim gives the places of messages back that are not acknowledged in time.
+func (r *run) reclaim() {
+	if late := r.account.overdue(r.age() - r.exec.opts.AckTimeout); late > 0 {
+		r.feed.share.forfeit(late)
+	}
+}
+
+// age is how long ago the run began.
+func (r *run) age() time.Duration { return r.exec.opts.Clock.Since(r.began) }
+
+// outside is what holds the run up at the broker; "" for nothing.
+func (r *run) outside() string {
+	switch {
+	case !r.exec.publisher.Connected():
+		return "there is no connection to the MQTT broker"
+	case r.feed.share.stopped():
+		return fmt.Sprintf("the broker has not acknowledged %d messages within %s, as many as a task may have (--unacknowledged-limit): nothing more is sent until it has acknowledged some",
+			r.exec.opts.UnacknowledgedLimit, r.exec.opts.AckTimeout)
+	default:
+		return ""
 	}
 }
 
@@ -140,20 +194,23 @@ func (r *run) checkpoint() {
 	}
 }
 
-// pulse tells of progress about once a second, and ends feeding at the deadline.
-func (r *run) pulse() {
+// pulse tells of progress about once a second, ends feeding at the deadline, and the run's
+// patience after its end.
+func (r *run) pulse(done <-chan struct{}) {
 	clk := r.exec.opts.Clock
 	deadline := clk.NewTimer(max(r.task.Deadline.Sub(clk.Now()), 0))
 	defer deadline.Stop()
 	tick := clk.NewTicker(r.exec.opts.CheckpointInterval)
 	defer tick.Stop()
+	var over <-chan time.Time
 	for {
 		select {
 		case <-tick.C():
 			if r.lost(nil) {
 				return
 			}
-			if r.account.news(r.exec.publisher.Connected()) {
+			r.reclaim()
+			if r.account.news(r.outside()) {
 				r.checkpoint()
 				if r.account.isRecorded() {
 					r.exec.notify(r.task.NamespacedName) // of what has been recorded so far
@@ -161,7 +218,17 @@ func (r *run) pulse() {
 			}
 		case <-deadline.C():
 			r.expire()
-		case <-r.feeding.Done():
+		case <-r.ending:
+			if over == nil {
+				timer := clk.NewTimer(r.exec.opts.Patience)
+				defer timer.Stop()
+				over = timer.C()
+			}
+		case <-over:
+			r.impatient()
+		case <-r.life.Done():
+			return
+		case <-done:
 			return
 		}
 	}
@@ -182,7 +249,13 @@ func (r *run) persistIn(ctx context.Context, doing string, do func(context.Conte
 			}
 			return true
 		}
-		if ctx.Err() != nil || r.lost(err) {
+		if r.lost(err) {
+			return false
+		}
+		if ctx.Err() != nil {
+			if r.life.Err() == nil && r.patient.Err() != nil && r.account.isUntroubled() {
+				r.report(doing, errNoAnswer)
+			}
 			return false
 		}
 		r.report(doing, err)
@@ -190,6 +263,8 @@ func (r *run) persistIn(ctx context.Context, doing string, do func(context.Conte
 	}
 	return false
 }
+
+var errNoAnswer = errors.New("there was no answer until the time for it was over")
 
 // pause waits for a time or until ctx ends.
 func (r *run) pause(ctx context.Context, d time.Duration) {

@@ -95,6 +95,9 @@ const (
 	// OutcomeCancelled is a run that was cancelled: every device that got a result
 	// is counted.
 	OutcomeCancelled Outcome = "Cancelled"
+	// OutcomeBroken is a run that has met a fault in the program, and Progress.Lacking says
+	// which: devices without a result have been counted as failed.
+	OutcomeBroken Outcome = "Broken"
 	// OutcomeSuspended is a run that was suspended and may go on after its cursor.
 	OutcomeSuspended Outcome = "Suspended"
 )
@@ -103,8 +106,7 @@ const (
 // began with.
 type Progress struct {
 	Cursor string // the last device that is counted
-	// Pending are devices at or before Cursor that have no result, at most 100; see
-	// Task.Pending.
+	// Pending are devices at or before Cursor that have no result, at most MaxPending.
 	Pending           []string
 	Mark              uint64 // names this checkpoint; see Executor.Saved
 	Matched           int64  // as counted at the start; exact once Served or Expired
@@ -112,4 +114,11 @@ type Progress struct {
 	Failures          []v1alpha1.DeviceFailure
 	Outcome           Outcome
 	Trouble           string // what holds the run up at the moment, for people; "" if nothing
+	// Waits says that the run waits, or soon will, for this to be written: it is far ahead of
+	// what it knows to be saved.
+	Waits bool
+	// Lacking is what the run could not do before it had to end, for people: results that
+	// are counted may not have been recorded, and devices that have failed are not named.
+	// "" where nothing was lacking.
+	Lacking string
 }

@@ -15,7 +15,7 @@ func TestTrackerCountsUpToTheWatermark(t *testing.T) {
 	for seed := range uint64(200) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		size := 1 + random.IntN(20)
-		tr := newTracker(size, "start", 10, 5, nil)
+		tr := newTracker(size, "a", 10, 5, nil)
 		results := map[uint64]result{}
 		open := []uint64{}
 		next := uint64(0)
@@ -42,7 +42,7 @@ func TestTrackerCountsUpToTheWatermark(t *testing.T) {
 
 func checkTracker(t *testing.T, tr *tracker, results map[uint64]result, added uint64, where string) {
 	t.Helper()
-	wantCursor, wantSucceeded, wantFailed := "start", int64(10), int64(5)
+	wantCursor, wantSucceeded, wantFailed := "a", int64(10), int64(5)
 	for seq := range added {
 		r, ok := results[seq]
 		if !ok {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
+	"time"
 	"unicode/utf8"
 )
 
@@ -70,6 +72,9 @@ type item struct {
 	suspect bool
 	// sent: it was handed to a connection before.
 	sent bool
+	// at is when Publish took it; slot is whether it has a place of the window, see Pool.freeSlot.
+	at   time.Time
+	slot atomic.Bool
 	// inBatch is for the goroutine of the lane that is sending the item.
 	inBatch bool
 }

@@ -192,7 +192,7 @@ func (l *lane) setGuilty(is bool) {
 // dissolve ends the lane; its product is like all others again. It needs quarantine.mu.
 func (l *lane) dissolve() {
 	for _, it := range l.items() {
-		l.pool.queue <- it
+		l.pool.requeue(it)
 	}
 	l.parts, l.order = map[any]*part{}, nil
 	l.quarantine.close(l)
@@ -430,6 +430,17 @@ func (l *lane) putBack(p *part, batch []*item, acked, dropped bool) int {
 		l.endTurn(p)
 	}
 	return len(back)
+}
+
+// age takes their places in the window from messages that have waited for long.
+func (l *lane) age(now time.Time) {
+	l.quarantine.mu.Lock()
+	defer l.quarantine.mu.Unlock()
+	for _, it := range l.items() {
+		if now.Sub(it.at) >= l.pool.options.AckTimeout {
+			l.pool.freeSlot(it)
+		}
+	}
 }
 
 func (l *lane) hangUp() {

@@ -33,13 +33,13 @@ type Pool struct {
 	log     logr.Logger
 	metrics *Metrics
 
-	// slots holds one element for each message without a result, so its capacity, the window, is also enough for
-	// either queue: sending to a queue never blocks whoever holds a message.
+	// slots holds one element for each message that has a place of the window, so its capacity, the window, is also
+	// enough for the queue: sending to it never blocks whoever holds such a message.
 	slots chan struct{}
-	// queue feeds the shared connections, retry the connection for overdue messages.
+	// queue feeds the shared connections, aside the connection for overdue messages, which have no place.
 	queue chan *item
-	retry chan *item
-	// retryWork says that retry may hold something.
+	aside aside
+	// retryWork says that aside may hold something.
 	retryWork chan struct{}
 	// current is what the files held when they were last looked at.
 	current atomic.Pointer[fingerprint]
@@ -72,7 +72,7 @@ func New(opts Options) (*Pool, error) {
 	p := &Pool{
 		options: opts, clock: opts.Clock, metrics: opts.Metrics,
 		log:   opts.Log.WithValues("broker", to.url.Scheme+"://"+to.url.Host),
-		slots: make(chan struct{}, opts.Window), queue: make(chan *item, opts.Window), retry: make(chan *item, opts.Window),
+		slots: make(chan struct{}, opts.Window), queue: make(chan *item, opts.Window),
 		retryWork: make(chan struct{}, 1), done: make(chan struct{}), shared: map[*sender]chan struct{}{},
 	}
 	p.quarantine = newQuarantine(p)
@@ -117,8 +117,9 @@ func (p *Pool) Start(ctx context.Context) error {
 	return nil
 }
 
-// Publish takes a message and returns; the result goes to its Settle. It blocks only while the pool holds as many
-// messages as its window. With an error (that of ctx, or ErrClosed) the message was not taken and Settle is not
+// Publish takes a message and returns; the result goes to its Settle. It blocks only while as many messages as the
+// window holds have no result: only those count that were taken less than AckTimeout ago and are still Live, so nobody's
+// messages keep others out for longer. How many older ones there are is for the callers to bound. With an error (that of ctx, or ErrClosed) the message was not taken and Settle is not
 // called. An invalid message is taken, and settled with ErrInvalidMessage at once.
 func (p *Pool) Publish(ctx context.Context, d Delivery) error {
 	if err := validate(d.Topic(), d.Payload(), p.options.MaxPayloadBytes); err != nil {
@@ -136,7 +137,8 @@ func (p *Pool) Publish(ctx context.Context, d Delivery) error {
 			return ErrClosed
 		}
 	}
-	it := &item{delivery: d, source: d.Source()}
+	it := &item{delivery: d, source: d.Source(), at: p.clock.Now()}
+	it.slot.Store(true)
 	// The lock makes this all or nothing against abandonAll: either it is refused, or abandonAll finds it.
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -172,8 +174,29 @@ func (p *Pool) witness() witness {
 // settle gives a message its result. Whoever calls it must be the holder, once.
 func (p *Pool) settle(it *item, err error) {
 	p.metrics.inFlight.Dec()
-	<-p.slots
+	p.freeSlot(it)
 	it.delivery.Settle(err)
+}
+
+// freeSlot gives the place of a message back, if it has one. Only its holder may call it.
+func (p *Pool) freeSlot(it *item) {
+	if it.slot.CompareAndSwap(true, false) {
+		<-p.slots
+	}
+}
+
+// ageing says whether a message has had its place for as long as it may, or nobody waits for it.
+func (p *Pool) ageing(it *item, now time.Time) bool {
+	return it.slot.Load() && (now.Sub(it.at) >= p.options.AckTimeout || !it.delivery.Live())
+}
+
+// requeue puts a message where it waits to be sent: those without a place have none in the queue.
+func (p *Pool) requeue(it *item) {
+	if it.slot.Load() {
+		p.queue <- it
+	} else {
+		p.retryLater(it)
+	}
 }
 
 // live settles a message that nobody waits for, and says whether it is to be kept.
@@ -185,22 +208,35 @@ func (p *Pool) live(it *item) bool {
 	return false
 }
 
-// feedLine is a queue with connections that empty it; it is the owner of what they have in flight.
+// feedLine feeds a connection; it is the owner of what that has in flight.
 type feedLine struct {
-	pool  *Pool
-	queue chan *item
+	pool *Pool
+	// next waits for a message to send; nil when there will be none. A message that is not sent goes to requeue.
+	next func(ctx context.Context, s *sender, stop <-chan struct{}) *item
+	// landed is called when messages are not in flight any more; it may be nil.
+	landed func(n int)
 }
 
 func (f feedLine) acked(items []*item) {
+	f.left(len(items))
 	for _, it := range items {
 		f.pool.settle(it, nil)
 	}
 }
 
-func (f feedLine) overdue(it *item) { f.pool.retryLater(it) }
+func (f feedLine) overdue(it *item) {
+	f.left(1)
+	f.pool.retryLater(it)
+}
 
-// serve keeps a connection busy from the queue until stop or ctx ends that in an orderly way (nil), or it is lost.
-// Whatever is left then has been passed on.
+func (f feedLine) left(n int) {
+	if f.landed != nil {
+		f.landed(n)
+	}
+}
+
+// serve keeps a connection busy until stop or ctx ends that in an orderly way (nil), or it is lost. Whatever is left
+// then has been passed on.
 func (f feedLine) serve(ctx context.Context, s *sender, stop <-chan struct{}) error {
 	p := f.pool
 	s.startFeed(func() *item {
@@ -213,20 +249,13 @@ func (f feedLine) serve(ctx context.Context, s *sender, stop <-chan struct{}) er
 				return nil
 			default:
 			}
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-stop:
-				return nil
-			case <-s.conn.dead:
-				return nil
-			case it := <-f.queue:
-				if p.live(it) && !p.quarantine.divert(it) {
-					return it
-				}
+			it := f.next(ctx, s, stop)
+			if it == nil || p.live(it) && !p.quarantine.divert(it) {
+				return it
 			}
+			f.left(1)
 		}
-	}, func(it *item) { f.queue <- it })
+	}, p.requeue)
 	cause := s.wait(f)
 	switch {
 	case cause == nil:
@@ -242,15 +271,40 @@ func (f feedLine) serve(ctx context.Context, s *sender, stop <-chan struct{}) er
 				p.retryLater(it)
 				continue
 			}
-			f.queue <- it
+			p.requeue(it)
 		}
 	}
 	return cause
 }
 
+// fromQueue is the next of a feedLine of the queue.
+func (p *Pool) fromQueue(ctx context.Context, s *sender, stop <-chan struct{}) *item {
+	for s.crowded() {
+		timer := p.clock.NewTimer(sweepInterval)
+		select {
+		case <-ctx.Done():
+		case <-stop:
+		case <-s.conn.dead:
+		case <-timer.C():
+			timer.Stop()
+			continue
+		}
+		timer.Stop()
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+	case <-stop:
+	case <-s.conn.dead:
+	case it := <-p.queue:
+		return it
+	}
+	return nil
+}
+
 // runShared keeps one shared connection.
 func (p *Pool) runShared(ctx, connCtx context.Context) {
-	line := feedLine{pool: p, queue: p.queue}
+	line := feedLine{pool: p, next: p.fromQueue}
 	var pause backoff
 	for ctx.Err() == nil {
 		s, err := p.connect(connCtx)
@@ -289,49 +343,8 @@ func (p *Pool) runShared(ctx, connCtx context.Context) {
 	}
 }
 
-// runRetry serves overdue messages, on a connection that exists while there are any. They are sent again and again
-// until they are acknowledged or not live any more; AckTimeout sets the pace.
-func (p *Pool) runRetry(ctx, connCtx context.Context) {
-	line := feedLine{pool: p, queue: p.retry}
-	var pause backoff
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.retryWork:
-		}
-		for len(p.retry) > 0 && ctx.Err() == nil {
-			s, err := p.connect(connCtx)
-			if err != nil {
-				p.log.Error(err, "Cannot connect for overdue messages")
-				p.sleep(ctx, pause.next())
-				continue
-			}
-			pause = backoff{}
-			stop := make(chan struct{})
-			timer := p.clock.NewTimer(retryTurn)
-			p.running.Go(func() {
-				defer close(stop)
-				select {
-				case <-timer.C():
-				case <-s.conn.dead:
-				}
-			})
-			if err := line.serve(ctx, s, stop); err != nil {
-				p.log.V(1).Info("Connection for overdue messages lost", "reason", err.Error())
-				p.sleep(ctx, pause.next())
-			}
-			timer.Stop()
-		}
-	}
-}
-
-func (p *Pool) retryLater(it *item) {
-	p.retry <- it
-	notify(p.retryWork)
-}
-
-// sweepWaiting settles waiting messages that nobody waits for, also while no connection is up.
+// sweepWaiting settles waiting messages that nobody waits for, also while no connection is up, and takes their places
+// from those that have waited for long.
 func (p *Pool) sweepWaiting(ctx context.Context) {
 	tick := p.clock.NewTicker(sweepWaiting)
 	defer tick.Stop()
@@ -341,20 +354,24 @@ func (p *Pool) sweepWaiting(ctx context.Context) {
 			return
 		case <-tick.C():
 		}
-		for _, queue := range []chan *item{p.queue, p.retry} {
-			p.sweepQueue(queue)
-		}
+		p.sweepQueue()
+		p.sweepAside()
 		p.quarantine.sweep()
 	}
 }
 
 // sweepQueue goes round the queue once. Messages have no order there that matters.
-func (p *Pool) sweepQueue(queue chan *item) {
-	for range len(queue) {
+func (p *Pool) sweepQueue() {
+	now := p.clock.Now()
+	for range len(p.queue) {
 		select {
-		case it := <-queue:
-			if p.live(it) {
-				queue <- it
+		case it := <-p.queue:
+			switch {
+			case !p.live(it):
+			case p.ageing(it, now):
+				p.retryLater(it)
+			default:
+				p.queue <- it
 			}
 		default:
 			return
@@ -416,11 +433,10 @@ func (p *Pool) abandonAll() {
 	close(p.done)
 	p.mu.Unlock()
 	left := p.quarantine.empty()
-	for _, queue := range []chan *item{p.queue, p.retry} {
-		for len(queue) > 0 {
-			left = append(left, <-queue)
-		}
+	for len(p.queue) > 0 {
+		left = append(left, <-p.queue)
 	}
+	left = append(left, p.aside.all()...)
 	for _, it := range left {
 		p.settle(it, ErrAbandoned)
 	}

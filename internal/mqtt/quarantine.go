@@ -25,7 +25,7 @@ const (
 // What a tenant can make others lose is so a shared connection for each of its products, up to maxGuilty of them in
 // the time of a probation.
 //
-// Its lock comes after none and before none: nothing else is locked while it is held.
+// Its lock comes after none, and before none but that of the messages that wait aside.
 type quarantine struct {
 	pool *Pool
 	// work says that a lane may be started.
@@ -147,6 +147,7 @@ func (q *quarantine) sweep() {
 				l.drop(it)
 			}
 		}
+		l.age(now)
 	}
 }
 

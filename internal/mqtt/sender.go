@@ -49,6 +49,7 @@ type sender struct {
 	metrics *Metrics
 	opts    *Options
 	spawn   func(func()) // starts a goroutine that the pool waits for
+	pool    *Pool
 	// wake tells wait that a token has come or that feed has ended; used while asleep is set.
 	wake chan struct{}
 
@@ -88,7 +89,7 @@ func (p *Pool) connect(ctx context.Context) (*sender, error) {
 	}
 	return &sender{
 		link: l, clock: p.clock, metrics: p.metrics, opts: &p.options,
-		spawn: p.running.Go, wake: make(chan struct{}, 1),
+		spawn: p.running.Go, pool: p, wake: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -221,6 +222,13 @@ func (s *sender) collect(o owner) (head <-chan struct{}, finished bool, failed e
 	return head, finished, failed
 }
 
+// crowded says whether so many messages are in flight that more would get near the end of the packet identifiers.
+func (s *sender) crowded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.flight)-s.first >= maxWindow
+}
+
 // state says whether the PUBACK has come, or why it will not.
 func state(token paho.Token) (acked bool, err error) {
 	select {
@@ -257,6 +265,9 @@ func (s *sender) sweep(o owner) {
 	})
 	stuck := false
 	s.keep(func(e *entry) bool {
+		if s.pool.ageing(e.item, now) {
+			s.pool.freeSlot(e.item)
+		}
 		if now.Sub(e.at) < s.opts.AckTimeout {
 			return true
 		}
