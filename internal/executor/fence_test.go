@@ -111,8 +111,8 @@ func TestTermIsOver(t *testing.T) {
 		if _, ok := r.Progress(task.NamespacedName, task.UID); ok || r.Working(task.UID) {
 			t.Error("the run goes on")
 		}
-		if now, _ := r.broker.total(); now != sent || sent != 50 {
-			t.Errorf("%d messages, and %d before the term was over; want the window", now, sent)
+		if now, _ := r.broker.total(); now != sent || sent == 0 || sent > 50 {
+			t.Errorf("%d messages, and %d before the term was over; want the same, some, and at most the window", now, sent)
 		}
 		r.broker.abandonHeld()
 		// It begins anew, under the right that there is now.
