@@ -4,7 +4,7 @@ import "testing"
 
 func TestMemoryLimit(t *testing.T) {
 	for text, want := range map[string]int64{
-		"1073741824\n": 966367530, "max\n": 0, "9223372036854771712\n": 0, "": 0, "0": 0, "-1": 0,
+		"1073741824\n": 966367620, "max\n": 0, "9223372036854771712\n": 0, "": 0, "0": 0, "-1": 0,
 	} {
 		if got, ok := memoryLimit(text); got != want || ok != (want > 0) {
 			t.Errorf("of %q the runtime may use %d (%t), want %d", text, got, ok, want)

@@ -38,8 +38,13 @@ func TestTaskResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	err = store.Results().Record(t.Context(), string(task.UID), fleet.Product{Namespace: p.namespace, ProductID: testobj.ProductID}, fleet.ResultRange{
-		Succeeded: []string{"c", "a"}, At: time.UnixMilli(1_700_000_000_123),
+	product := fleet.Product{Namespace: p.namespace, ProductID: testobj.ProductID}
+	run := fleet.ResultsRun{TaskUID: string(task.UID), Namespace: p.namespace, TaskName: task.Name, Epoch: "one", Sure: func() bool { return true }}
+	if _, err := store.Results().Take(t.Context(), run, product, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	err = store.Results().Record(t.Context(), run.TaskUID, product, fleet.ResultRange{
+		Succeeded: []string{"c", "a"}, At: time.UnixMilli(1_700_000_000_123), Epoch: run.Epoch,
 		Failed: []fleet.Failure{{Name: "b", Reason: "PublishRejected", Message: "the broker\thung up, twice"}},
 	})
 	if err != nil {
