@@ -221,7 +221,7 @@ func TestFleetMistakes(t *testing.T) {
 		{[]string{"get", "door", "a"}, `there is no device "a" in Product "door"`},
 		{[]string{"get", "empty", "a"}, `product "empty", spec.fleet.postgres.secretRef: open the database of Secret "empty-database": opening the database: the tables of the database have version 0`},
 		{[]string{"list", "denied"}, `product "denied", spec.fleet.postgres.secretRef: open the database of Secret "denied-database": `},
-		{[]string{"list", "unreadable"}, "the URL of the database cannot be read; are user and password percent-encoded?"},
+		{[]string{"list", "unreadable"}, "DATABASE_URL: it cannot be read; are user and password percent-encoded?"},
 		{[]string{"list", "door", "--context", "other"}, `context "other" does not exist`},
 		{[]string{"list", "door", "--kubeconfig", "/nowhere"}, "find the API server: stat /nowhere"},
 	} {

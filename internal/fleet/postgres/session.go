@@ -50,18 +50,19 @@ var errStandby = errors.New("the server only lets read, and the URL asks for one
 // with the number of another has a pooler before it, which may hand the next statement to
 // yet another. Such a connection is marked, and looked at each time that it is used.
 func setUp(t target, parameters map[string]string) pgconn.AfterConnectFunc {
-	parameters = maps.Clone(parameters)
+	all := map[string]string{}
+	maps.Copy(all, parameters)
 	if t.searchPath != "" {
-		parameters["search_path"] = t.searchPath
+		all["search_path"] = t.searchPath
 	}
-	names := slices.Sorted(maps.Keys(parameters))
+	names := slices.Sorted(maps.Keys(all))
 	return func(ctx context.Context, conn *pgconn.PgConn) error {
 		token := rand.Text()
 		var sql strings.Builder
 		sql.WriteString("SELECT pg_catalog.pg_backend_pid()::text, pg_catalog.pg_is_in_recovery()::text, pg_catalog.current_setting('transaction_read_only'), pg_catalog.set_config($1, $2, false)")
 		args := [][]byte{[]byte(sessionToken), []byte(token)}
 		for _, name := range names {
-			args = append(args, []byte(name), []byte(parameters[name]))
+			args = append(args, []byte(name), []byte(all[name]))
 			fmt.Fprintf(&sql, ", pg_catalog.set_config($%d, $%d, false)", len(args)-1, len(args))
 		}
 		row, err := oneRow(conn.ExecParams(ctx, sql.String(), args, nil, nil, nil), 4+len(names))

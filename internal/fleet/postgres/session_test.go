@@ -102,6 +102,24 @@ func TestSettingsOfTheRole(t *testing.T) {
 	}
 }
 
+// The tables are in the schema that the URL names, from the first connection on.
+func TestSearchPath(t *testing.T) {
+	server := pgtest.Start(t)
+	url := server.Database(t)
+	store := open(t, Options{URL: url})
+	if _, err := store.pool.Exec(t.Context(), "CREATE SCHEMA elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	other := open(t, Options{URL: url + "&search_path=elsewhere"})
+	var schema string
+	if err := other.pool.QueryRow(t.Context(), "SELECT current_schema()").Scan(&schema); err != nil || schema != "elsewhere" {
+		t.Errorf("the schema is %q (error %v), want elsewhere", schema, err)
+	}
+	if err := store.pool.QueryRow(t.Context(), "SELECT 'elsewhere.batchtask_device'::regclass::text").Scan(&schema); err != nil {
+		t.Errorf("the tables are not in the schema: %v", err)
+	}
+}
+
 // A server that only lets read is refused where the URL asks for one that lets write.
 func TestTargetSessionAttributes(t *testing.T) {
 	server := pgtest.Start(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"batchtask.dev/operator/internal/fleet"
@@ -85,8 +86,15 @@ func (d *Databases) room(namespace string, s *server) error {
 		namespace, len(open), d.limits.PerNamespace), Err: errors.New("too many databases of a namespace")}
 }
 
-// open opens a database, in a place of the namespace for calls.
-func (d *Databases) open(namespace, url string) (Database, error) {
+// open opens a database, in a place of the namespace for calls. A panic is an error of
+// this database: what its server says must not end the process.
+func (d *Databases) open(namespace, url string) (_ Database, err error) {
+	defer func() {
+		if said := recover(); said != nil {
+			d.log.Error(fmt.Errorf("%v", said), "Opening a database has panicked", "namespace", namespace, "stack", string(debug.Stack()))
+			err = errors.New("an internal error; the log of the program has the details")
+		}
+	}()
 	if err := d.calls.enter(d.ctx, namespace); err != nil {
 		return nil, err
 	}
