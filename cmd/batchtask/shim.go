@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -67,7 +69,8 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 	if err != nil {
 		return err
 	}
-	if listener, err = opts.secure(ctx, listener, mgr, live); err != nil {
+	serving, err := opts.secure(ctx, listener, mgr, live)
+	if err != nil {
 		return err
 	}
 	pool, publisher, err := opts.broker(log)
@@ -87,7 +90,7 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 		}),
 	})
 	server := &manager.Server{
-		Name: "shim", Listener: listener, ShutdownTimeout: &opts.shutdownTimeout,
+		Name: "shim", Listener: serving, ShutdownTimeout: &opts.shutdownTimeout,
 		Server: &http.Server{
 			Handler:           handler,
 			ReadHeaderTimeout: 10 * time.Second,
@@ -95,6 +98,8 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 			WriteTimeout:      30*time.Second + 2*opts.callTimeout + 10*time.Second,
 			IdleTimeout:       90 * time.Second,
 			MaxHeaderBytes:    maxHeaderBytes,
+			// Whoever can connect can make it write a line, by a handshake that fails, say.
+			ErrorLog: stdlog.New(debugLines{log.WithName("http")}, "", 0),
 		},
 	}
 	if err := mgr.Add(serveWhen{synced, pool, server}); err != nil {
@@ -116,6 +121,15 @@ func runShim(ctx context.Context, opts *shimOptions, log logr.Logger) error {
 		return fmt.Errorf("shim: %w", err)
 	}
 	return nil
+}
+
+// debugLines writes each line to the log where that has everything.
+type debugLines struct{ log logr.Logger }
+
+// Write implements [io.Writer].
+func (d debugLines) Write(line []byte) (int, error) {
+	d.log.V(1).Info("HTTP server", "detail", strings.TrimSpace(string(line)))
+	return len(line), nil
 }
 
 // listen takes the address at once, so that one that cannot be had is told in one

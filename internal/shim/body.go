@@ -130,18 +130,18 @@ func (o *body) belongsTo(account string) bool {
 	return true
 }
 
-// release gives the memory back.
+// release gives the memory back; a second time it does nothing.
 func (o *body) release() {
 	b := o.in
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.left += o.bytes
-	if o.account == "" {
-		return
+	if o.account != "" {
+		if b.accounts[o.account] -= o.bytes; b.accounts[o.account] <= 0 {
+			delete(b.accounts, o.account)
+		}
 	}
-	if b.accounts[o.account] -= o.bytes; b.accounts[o.account] <= 0 {
-		delete(b.accounts, o.account)
-	}
+	o.bytes, o.account = 0, ""
 }
 
 // readBody is a body that was read.

@@ -145,6 +145,10 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, x *exchange) (r
 	if x.caller.Earlier != nil {
 		x.replayed = true
 		h.Metrics.replayed.Inc()
+		// The body has done its work. An account could else fill the memory of all bodies with
+		// calls that wait for one of its own, beside its share.
+		r.Body = http.NoBody
+		body.release()
 		ctx, cancel := context.WithTimeout(ctx, 2*h.Timeout)
 		defer cancel()
 		return x.caller.Earlier.Wait(ctx)
@@ -159,12 +163,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, x *exchange) (r
 // identify reads the call and finds out whose it is.
 func (h *Handler) identify(r *http.Request, x *exchange) (*qcloud.Call, error) {
 	peer := h.peers.of(r.RemoteAddr)
-	done, err := h.peers.turn(r.Context(), peer)
-	if err != nil {
-		return nil, fmt.Errorf("waiting among the calls of an address of which many fail: %w", err)
-	}
-	call, err := h.verify(r, x)
-	done()
+	call, err := h.verifyInTurn(r, peer, x)
 	if err == nil || isTheirs(err) {
 		return call, err
 	}
@@ -173,6 +172,17 @@ func (h *Handler) identify(r *http.Request, x *exchange) (*qcloud.Call, error) {
 		return nil, &qcloud.Error{Kind: qcloud.KindRateLimited, Detail: "too many calls of this address have failed; one that is signed right is served", Err: err}
 	}
 	return nil, err
+}
+
+// verifyInTurn gives the turn back also where the program has a fault. Whoever hangs up while
+// waiting has failed like others: it is not our fault, and must not fill the log.
+func (h *Handler) verifyInTurn(r *http.Request, from *peer, x *exchange) (*qcloud.Call, error) {
+	done, err := h.peers.turn(r.Context(), from)
+	if err != nil {
+		return nil, &qcloud.Error{Kind: qcloud.KindBadRequest, Detail: "hung up while waiting among the calls of an address of which many fail", Err: err}
+	}
+	defer done()
+	return h.verify(r, x)
 }
 
 func (h *Handler) verify(r *http.Request, x *exchange) (*qcloud.Call, error) {

@@ -247,7 +247,7 @@ func (q *queue) owned(l *line, namespace string) {
 	was, is := p.tenant, q.tenantLocked(namespace)
 	was.taken, was.running = was.taken-p.taken, was.running-p.running
 	is.taken, is.running = is.taken+p.taken, is.running+p.running
-	is.heard, p.tenant = was.heard, is
+	is.heard, p.tenant = later(is.heard, was.heard), is
 }
 
 func (q *queue) takeLocked(l *line, places int) {
