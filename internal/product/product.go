@@ -2,7 +2,7 @@
 //
 // A product ID is the first level of its devices' topics, and all namespaces
 // share the broker: two namespaces with one ID would reach each other's devices.
-// So an ID belongs to one Product in the cluster, the oldest.
+// So an ID belongs to one namespace, by a ProductIDClaim, and there to one Product.
 package product
 
 import (
