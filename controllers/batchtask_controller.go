@@ -296,7 +296,7 @@ func (r *BatchTaskReconciler) keepPace(task *v1alpha1.BatchTask) {
 	switch {
 	case task.Status.Phase.Finished():
 		r.pace.drop(name)
-	case task.Status.Checkpoint != nil || task.Status.Counts().Matched > 0:
+	case task.Status.Checkpoint != nil && task.Status.Checkpoint.Cursor != "" || task.Status.Counts().Matched > 0:
 		r.pace.wrote(name, r.Clock.Now())
 	}
 }
@@ -346,6 +346,7 @@ func (r *BatchTaskReconciler) label(ctx context.Context, task *v1alpha1.BatchTas
 // while its task is active.
 func (r *BatchTaskReconciler) reconcileFinished(ctx context.Context, task *v1alpha1.BatchTask) (reconcile.Result, error) {
 	r.Executor.Forget(client.ObjectKeyFromObject(task))
+	r.pace.drop(client.ObjectKeyFromObject(task)) // the answer to its last write may have been lost
 	if err := r.release(ctx, task); err != nil {
 		return reconcile.Result{}, err
 	}

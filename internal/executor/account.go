@@ -25,7 +25,7 @@ type account struct {
 	dirty    bool   // there is progress nobody has been told of
 
 	// recorded is whether results are recorded; then only what safe holds counts, which
-	// has been.
+	// has been. Before that is known, safe is what the run began with.
 	recorded bool
 	safe     Progress
 }
@@ -37,16 +37,22 @@ func newAccount(task Task, resendLimit int) *account {
 		tracker: newTracker(max(resendLimit, len(task.Pending)), task.After, task.Succeeded, task.Failed, task.Failures),
 	}
 	a.tracker.readmit(task.Pending)
+	a.safe = a.snapshot()
 	return a
 }
 
 // resume counts what has been recorded behind the checkpoint, and goes on after it. From
-// now on what this run counts is recorded too. No device has been admitted before.
+// now on what this run counts is recorded too. No device has been admitted before but those
+// that were pending, and where the deadline was first they have failed already. That is not
+// recorded, so what is safe is what the run began with and what was recorded, no more.
 func (a *account) resume(totals fleet.ResultTotals) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tracker.resume(totals)
-	a.recorded, a.safe = true, a.snapshot()
+	safe := newTracker(0, a.safe.Cursor, a.safe.Succeeded, a.safe.Failed, a.safe.Failures)
+	safe.resume(totals)
+	a.safe.Cursor, a.safe.Succeeded, a.safe.Failed, a.safe.Failures = safe.cursor, safe.succeeded, safe.failed, safe.failures
+	a.recorded = true
 }
 
 // isRecorded reports whether results are recorded.

@@ -111,3 +111,31 @@ func TestPagesFollowTheStore(t *testing.T) {
 		})
 	}
 }
+
+// A page is paid for until all of it has its places in the window, however long the broker
+// lets it wait for them.
+func TestPageIsPaidWhileItWaits(t *testing.T) {
+	const devices, delta = leastPage, 32 << 10
+	bubble(t, devices, 8, func(t *testing.T, r *rig) {
+		r.opts.ResendLimit = devices
+		r.broker.result = func(string) error { return errHold }
+		r.fleet.apply = func(string) fleet.DesiredResult { return fleet.DesiredResult{Delta: make([]byte, delta)} }
+		task := shadowTask("a")
+		r.Ensure(task)
+		pass(time.Second)
+		used := func() int {
+			r.pages.mu.Lock()
+			defer r.pages.mu.Unlock()
+			return r.pages.used
+		}
+		if n, _ := r.broker.total(); n == 0 || n > 8 || used() < devices*delta {
+			t.Errorf("%d messages are on their way, and %d bytes are paid", n, used())
+		}
+		r.Forget(task.NamespacedName)
+		pass(time.Second)
+		if used() != 0 {
+			t.Errorf("%d bytes are paid in the end", used())
+		}
+		r.broker.abandonHeld()
+	})
+}

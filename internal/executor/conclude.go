@@ -179,6 +179,9 @@ func (r *run) countRest() bool {
 	}
 	return r.persistIn(r.patient, doing, func(ctx context.Context) error {
 		names, more, err := r.exec.store.Scan(ctx, r.query(r.feed.at), MaxFailures)
+		if err == nil {
+			err = checkNames(names, r.feed.at, more)
+		}
 		if err != nil {
 			return r.orUnnamed(err)
 		}

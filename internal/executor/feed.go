@@ -85,14 +85,14 @@ func (f *feed) takeIn() bool {
 	}
 	names, updates := f.page.take(len(batch))
 	f.at = names[len(names)-1]
-	if len(f.page.names) == 0 {
-		f.run.paging.adjust(-f.page.paid) // what is on its way of it is bounded by the account
-		f.page.paid = 0
-	}
 	if f.run.task.Publish != nil {
 		f.publishMessages(batch, names)
 	} else {
 		f.sendDeltas(batch, names, updates)
+	}
+	if len(f.page.names) == 0 { // not before: the last of them may have waited long for places
+		f.run.paging.adjust(-f.page.paid) // what is on its way of it is bounded by the window
+		f.page.paid = 0
 	}
 	return true
 }

@@ -176,6 +176,9 @@ func (w *recorder) recordRest(after string) bool {
 		var names []string
 		if !r.persistIn(r.patient, "reading the devices that were not reached", func(ctx context.Context) (err error) {
 			names, more, err = r.exec.store.Scan(ctx, r.query(after), restPage)
+			if err == nil {
+				err = checkNames(names, after, more)
+			}
 			return r.orUnnamed(err)
 		}) {
 			return false

@@ -296,3 +296,22 @@ func TestResultsOfACancelledTask(t *testing.T) {
 		r.broker.abandonHeld()
 	})
 }
+
+// Devices that were pending when a task was resumed after its deadline have a result each,
+// like all others that the deadline has left over.
+func TestResultsOfPendingAtTheDeadline(t *testing.T) {
+	d := keeping(20)
+	bubbleOf(t, d, 10, func(t *testing.T, r *rig) {
+		task := publishTask("a", ".*")
+		task.Deadline = time.Now().Add(-time.Minute)
+		task.After, task.Pending, task.Matched, task.Succeeded = name(9), []string{name(3), name(5)}, 20, 8
+		r.Ensure(task)
+		got := r.ended(t, task)
+		if got.Succeeded != 8 || got.Failed != 12 || got.Matched != 20 || got.Outcome != OutcomeExpired {
+			t.Errorf("progress %+v", got)
+		}
+		if diff := cmp.Diff(map[string]int{v1alpha1.ReasonDeadlineExceeded: 12}, d.results.counts()); diff != "" {
+			t.Errorf("results (-want +got):\n%s", diff)
+		}
+	})
+}

@@ -203,7 +203,9 @@ func (t *tracker) park(most int) {
 	}
 }
 
-// pending are the names of the devices at or before the cursor that have no result.
+// pending are the names of the devices at or before the cursor that are in no count. Of those
+// that the checkpoint named before, they are also the ones that have a result and stand behind
+// one that has none: a run that goes on from here would miss them.
 func (t *tracker) pending() []string {
 	var names []string
 	from := t.head
@@ -211,7 +213,7 @@ func (t *tracker) pending() []string {
 		from = t.parkedFrom
 	}
 	for seq := from; seq < max(t.head, t.resumed); seq++ {
-		if device := t.at(seq); device.result == pending {
+		if device := t.at(seq); seq >= t.head || device.result == pending {
 			names = append(names, device.name)
 		}
 	}
@@ -308,7 +310,7 @@ func before(name string) string {
 	return name[:last] + string(rune(name[last]-1)) + "~"
 }
 
-// resume begins after what has been recorded. Nothing has been settled before.
+// resume begins after what has been recorded.
 func (t *tracker) resume(totals fleet.ResultTotals) {
 	t.cursor, t.succeeded, t.failed = totals.Upto, t.succeeded+totals.Succeeded, t.failed+totals.Failed
 	for _, f := range totals.FirstFailed {

@@ -98,3 +98,36 @@ func TestTrackerCloseCountsWhatHasAResult(t *testing.T) {
 }
 
 func name(seq uint64) string { return fmt.Sprintf("d-%05d", seq) }
+
+// Devices that the checkpoint names as pending get their results in any order. At each step a
+// device is counted or named, never neither: a crash may come then.
+func TestPendingAreCountedOrNamed(t *testing.T) {
+	for seed := range uint64(100) {
+		random := rand.New(rand.NewPCG(seed, 2))
+		names := make([]string, 1+random.IntN(9))
+		for i := range names {
+			names[i] = name(uint64(10 * i)) //nolint:gosec // small
+		}
+		tr := newTracker(20, "z", 0, 0, nil)
+		tr.readmit(names)
+		for range 10 {
+			tr.add("z" + name(tr.tail))
+		}
+		left := len(names)
+		for step, seq := range random.Perm(len(names) + 10) {
+			if tr.settle(uint64(seq), succeeded, "", ""); seq < len(names) { //nolint:gosec // small
+				left--
+			}
+			if random.IntN(12) == 0 {
+				tr.park(MaxPending)
+			}
+			behind := max(0, int(tr.head)-len(names)) //nolint:gosec // small
+			if got := int(tr.succeeded) + len(tr.pending()); got != len(names)+behind {
+				t.Fatalf("seed %d step %d, %d have no result: %d are counted and %v named, of %d", seed, step, left, tr.succeeded, tr.pending(), len(names)+behind)
+			}
+			if tr.parked {
+				break
+			}
+		}
+	}
+}
