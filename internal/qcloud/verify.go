@@ -94,7 +94,8 @@ type Caller struct {
 // other, are refused as RateLimited until the oldest have expired. To forget one
 // that still counts would let it be replayed; to share one memory would let an
 // account shut out the others. So memory is bounded by the number of
-// credentials, about 3 MB for each that makes 100 calls a second.
+// credentials: 2 MB for an account that makes 100 calls a second, and up to 25 MB where all of
+// them make or cancel tasks with TC3, whose outcomes are kept.
 //
 // A call is remembered by the process that saw it, until it ends. A TC3 signature
 // has no Nonce, and two equal calls within a second have equal signatures: see

@@ -29,7 +29,7 @@ type bodies struct {
 
 	mu       sync.Mutex
 	left     int
-	arriving list.List      // of *body, the oldest first
+	arriving list.List      // of *body, the oldest first; also those that wait to be verified
 	accounts map[string]int // bytes, of those that are known to be an account's
 }
 
@@ -38,13 +38,14 @@ type body struct {
 	in      *bodies
 	bytes   int
 	account string
-	stop    func() // ends its reading
+	stop    func() // ends its reading, or its waiting
 	place   *list.Element
 	evicted bool
 }
 
-// errGaveWay : the body was long on its way, and others needed its memory.
-var errGaveWay = errors.New("the body took long to arrive, and the server has no memory left for such: send it faster, or again")
+// errGaveWay : the body was long on its way, or waited long to be verified, and others needed
+// its memory.
+var errGaveWay = errors.New("the body took long to arrive, or to be verified, and the server has no memory left for such: send it faster, or again")
 
 func newBodies(metrics *Metrics, most int) *bodies {
 	return &bodies{metrics: metrics, left: most, accounts: map[string]int{}}
@@ -113,6 +114,25 @@ func (o *body) grow() bool {
 	b.left -= bodyStep
 	o.bytes += bodyStep
 	return true
+}
+
+// waits lets a body that is here give way as one that arrives does, until over is called, which
+// tells whether it has: nobody knows yet whose it is, so it is in no account's share. stop ends
+// the waiting.
+func (o *body) waits(stop func()) (over func() error) {
+	b := o.in
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	o.stop, o.place = stop, b.arriving.PushBack(o)
+	return func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.arriving.Remove(o.place)
+		if o.evicted {
+			return errGaveWay
+		}
+		return nil
+	}
 }
 
 // belongsTo charges the body to an account, once that is known. It reports whether the account

@@ -135,7 +135,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, x *exchange) (r
 	}()
 	body := h.bodies.receive(w, r)
 	defer body.release()
-	call, err := h.identify(r, x)
+	call, err := h.identify(r, body, x)
 	if err != nil {
 		return nil, err
 	}
@@ -161,9 +161,9 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, x *exchange) (r
 }
 
 // identify reads the call and finds out whose it is.
-func (h *Handler) identify(r *http.Request, x *exchange) (*qcloud.Call, error) {
+func (h *Handler) identify(r *http.Request, body *body, x *exchange) (*qcloud.Call, error) {
 	peer := h.peers.of(r.RemoteAddr)
-	call, err := h.verifyInTurn(r, peer, x)
+	call, err := h.verifyInTurn(r, body, peer, x)
 	if err == nil || isTheirs(err) {
 		return call, err
 	}
@@ -176,13 +176,23 @@ func (h *Handler) identify(r *http.Request, x *exchange) (*qcloud.Call, error) {
 
 // verifyInTurn gives the turn back also where the program has a fault. Whoever hangs up while
 // waiting has failed like others: it is not our fault, and must not fill the log.
-func (h *Handler) verifyInTurn(r *http.Request, from *peer, x *exchange) (*qcloud.Call, error) {
-	done, err := h.peers.turn(r.Context(), from)
-	if err != nil {
-		return nil, &qcloud.Error{Kind: qcloud.KindBadRequest, Detail: "hung up while waiting among the calls of an address of which many fail", Err: err}
+func (h *Handler) verifyInTurn(r *http.Request, body *body, from *peer, x *exchange) (*qcloud.Call, error) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	over := body.waits(cancel)
+	done, err := h.peers.turn(ctx, from)
+	gaveWay := over()
+	if err == nil {
+		defer done()
 	}
-	defer done()
-	return h.verify(r, x)
+	switch {
+	case gaveWay != nil:
+		return nil, &qcloud.Error{Kind: qcloud.KindBadRequest, Detail: gaveWay.Error(), Err: gaveWay}
+	case err != nil:
+		return nil, &qcloud.Error{Kind: qcloud.KindBadRequest, Detail: "hung up while waiting among the calls of an address of which many fail", Err: err}
+	default:
+		return h.verify(r, x)
+	}
 }
 
 func (h *Handler) verify(r *http.Request, x *exchange) (*qcloud.Call, error) {

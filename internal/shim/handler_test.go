@@ -138,3 +138,49 @@ func TestTurnsAreGivenBack(t *testing.T) {
 		}
 	})
 }
+
+// Calls that wait to be verified give way where memory is short: they are nobody's yet, and
+// whoever sends many that fail could else keep all of it.
+func TestCallsThatWaitForTheirTurnGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines []string
+		h := handler(t, func() []qcloud.Candidate { return []qcloud.Candidate{{Account: "ns", SecretKey: "key"}} }, nil, &lines)
+		h.bodies.left = 4 * bodyStep
+		from := h.peers.of("192.0.2.1:1234")
+		for range failuresAtOnce {
+			h.peers.failed(from)
+		}
+		done, err := h.peers.turn(t.Context(), from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var asking sync.WaitGroup
+		answers := make([]*httptest.ResponseRecorder, 4)
+		for i := range answers {
+			answers[i] = httptest.NewRecorder()
+			r := signed(t, "wrong", "")
+			asking.Go(func() { h.ServeHTTP(answers[i], r) })
+			synctest.Wait()
+		}
+		if h.bodies.left != 0 {
+			t.Fatalf("%d bytes are left, which is no test", h.bodies.left)
+		}
+		other := signed(t, "key", "")
+		other.RemoteAddr = "192.0.2.2:1"
+		other.Header.Set("X-TC-Action", "None")
+		answer := httptest.NewRecorder()
+		h.ServeHTTP(answer, other)
+		if got := answer.Body.String(); !strings.Contains(got, "InvalidAction") {
+			t.Errorf("a caller from elsewhere is answered %s", got)
+		}
+		synctest.Wait()
+		if answers[0].Body.Len() == 0 || answers[1].Body.Len() != 0 {
+			t.Error("want the call that has waited longest to give way, and no other")
+		}
+		done()
+		asking.Wait()
+		if h.bodies.left != 4*bodyStep || h.bodies.arriving.Len() != 0 || len(from.turn) != 0 {
+			t.Errorf("in the end %d bytes are left, %d bodies arrive, %d turns are taken", h.bodies.left, h.bodies.arriving.Len(), len(from.turn))
+		}
+	})
+}
