@@ -113,9 +113,12 @@ func (r *run) leave(served bool) Outcome {
 		return OutcomeNone
 	default:
 		r.drain()
-		if r.feed.allServed() {
+		switch {
+		case r.feed.allServed():
 			outcome = OutcomeServed // the last results came while draining
-		} else {
+		case asked == OutcomeCancelled && !r.takeOver():
+			outcome, done = OutcomeCancelled, false
+		default:
 			outcome = r.account.leave()
 		}
 	}
@@ -150,6 +153,17 @@ func (r *run) drain() {
 		break
 	}
 	r.dead.Store(true)
+}
+
+// takeOver counts what an earlier run has recorded behind the checkpoint, for a run that is
+// cancelled before it has done so: nobody would later.
+func (r *run) takeOver() bool {
+	return r.persistIn(r.patient, "reading the results that are recorded", func(ctx context.Context) error {
+		if err := r.recorder.open(ctx); !errors.Is(err, fleet.ErrNoProduct) {
+			return err
+		}
+		return nil // nobody can say any more where they are
+	})
 }
 
 // countRest counts the devices that had not been reached at the deadline as

@@ -315,3 +315,34 @@ func TestResultsOfPendingAtTheDeadline(t *testing.T) {
 		}
 	})
 }
+
+// A task that is cancelled while its run takes it over counts what is recorded, as far as a
+// database tells that in time.
+func TestCancelBeforeTheRecordsAreRead(t *testing.T) {
+	for kept, c := range map[string]struct {
+		faults    int
+		succeeded int64
+		lacking   bool
+	}{"slow": {3, 50, false}, "away": {1000, 10, true}} {
+		t.Run(kept, func(t *testing.T) {
+			d := keeping(100)
+			for i := range uint64(50) {
+				d.results.results[name(i)] = ""
+			}
+			d.results.most, d.results.faults = name(49), c.faults
+			bubbleOf(t, d, 10, func(t *testing.T, r *rig) {
+				task := publishTask("a", ".*")
+				task.After, task.Matched, task.Succeeded = name(9), 100, 10
+				r.Ensure(task)
+				r.Cancel(task.NamespacedName, task.UID)
+				got := r.ended(t, task)
+				if got.Outcome != OutcomeCancelled || got.Succeeded != c.succeeded || got.Failed != 0 || (got.Lacking != "") != c.lacking {
+					t.Errorf("progress %+v", got)
+				}
+				if n, _ := r.broker.total(); n != 0 {
+					t.Errorf("%d messages were sent", n)
+				}
+			})
+		})
+	}
+}
