@@ -24,7 +24,7 @@ const (
 	networksPublic    = "public"     // all that are in no other group
 	networksPrivate   = "private"    // RFC 1918, RFC 4193, and RFC 6598: those of pods, Services and company networks
 	networksLoopback  = "loopback"   // the machine or pod that the program runs in
-	networksLinkLocal = "link-local" // RFC 3927 and RFC 4291: among them what clouds tell their machines
+	networksLinkLocal = "link-local" // RFC 3927, RFC 4291, and wherever else clouds tell their machines what they are
 )
 
 // DefaultNetworks returns those that an operator may reach unless its administrator says
@@ -63,6 +63,36 @@ func ParseNetworks(list []string) (Networks, error) {
 // sharedAddresses are those of RFC 6598, which clouds give to pods.
 var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
 
+// cloudAddresses are those at which clouds answer their machines that are not link-local.
+var cloudAddresses = []netip.Addr{
+	netip.MustParseAddr("fd00:ec2::254"),   // AWS, instance metadata by IPv6
+	netip.MustParseAddr("fd20:ce::254"),    // Google Cloud, the same
+	netip.MustParseAddr("100.100.100.200"), // Alibaba Cloud
+	netip.MustParseAddr("168.63.129.16"),   // Azure, WireServer
+}
+
+// translated are the prefixes behind which an IPv4 address stands that a gateway sends on
+// to: RFC 6052, section 2.1, and RFC 3056, with where it begins.
+var translated = []struct {
+	prefix netip.Prefix
+	at     int
+}{
+	{netip.MustParsePrefix("64:ff9b::/96"), 12},
+	{netip.MustParsePrefix("2002::/16"), 2},
+}
+
+// meant returns the address that a packet to this one goes to in the end.
+func meant(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	for _, t := range translated {
+		if t.prefix.Contains(a) {
+			bytes := a.As16()
+			return netip.AddrFrom4([4]byte(bytes[t.at : t.at+4]))
+		}
+	}
+	return a
+}
+
 // group returns to which group an address belongs; "" for one that no server can have.
 func group(a netip.Addr) string {
 	switch {
@@ -70,7 +100,7 @@ func group(a netip.Addr) string {
 		return ""
 	case a.IsLoopback():
 		return networksLoopback
-	case a.IsLinkLocalUnicast():
+	case a.IsLinkLocalUnicast(), slices.Contains(cloudAddresses, a):
 		return networksLinkLocal
 	case a.IsPrivate() || sharedAddresses.Contains(a):
 		return networksPrivate
@@ -91,7 +121,7 @@ func (n Networks) allow(a netip.Addr) error {
 	if slices.ContainsFunc(n.prefixes, func(p netip.Prefix) bool { return p.Contains(a) }) {
 		return nil
 	}
-	if g := group(a); g != "" && slices.Contains(n.groups, g) {
+	if g := group(meant(a)); g != "" && slices.Contains(n.groups, g) {
 		return nil
 	}
 	return errNetwork
