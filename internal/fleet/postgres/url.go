@@ -95,7 +95,10 @@ func parseURL(text string) (target, error) {
 			return target{}, err
 		}
 	}
-	return t, t.check(port)
+	if err := t.check(port); err != nil {
+		return target{}, err
+	}
+	return t, nil
 }
 
 // splitHost takes a host and a port from what stands before the path.
