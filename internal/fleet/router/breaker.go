@@ -83,11 +83,14 @@ func (b *breaker) end(c *call, away *fleet.UnavailableError, answered bool) (cha
 	case away != nil:
 		return b.trip(away)
 	case answered && b.why != nil:
-		b.why, b.failures = nil, 0
+		b.close()
 		return true
 	}
 	return false
 }
+
+// close lets all calls through again, whatever becomes of the one that tries.
+func (b *breaker) close() { b.why, b.failures, b.trying = nil, 0, nil }
 
 func (b *breaker) trip(away *fleet.UnavailableError) (changed bool) {
 	changed = b.why == nil
@@ -102,7 +105,8 @@ func (b *breaker) pause(failures int) time.Duration {
 }
 
 // suspect finds out whether the server answers, while a call waits for long. If not, all
-// that wait for long end.
+// that wait for long end. If so, nobody has to wait for the one that tries: it may take
+// long for what it does, or wait for a place that its namespace has none of.
 func (b *breaker) suspect(c *call) {
 	b.mu.Lock()
 	if !b.calls[c] {
@@ -124,7 +128,11 @@ func (b *breaker) suspect(c *call) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.probing = false
-	if away == nil || b.ctx.Err() != nil {
+	if b.ctx.Err() != nil {
+		return
+	}
+	if away == nil {
+		b.close()
 		return
 	}
 	why := &fleet.UnavailableError{Reason: "the database does not answer in time", Err: away}

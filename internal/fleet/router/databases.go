@@ -241,7 +241,7 @@ func (d *Databases) look(secret client.ObjectKey, e *entry) {
 	if !keep {
 		old := s
 		if s = nil; err == nil {
-			s, err = d.acquire(secret.Namespace, url)
+			s, err = d.acquire(secret.Namespace, e, url)
 		}
 		if old != nil {
 			d.mu.Lock()
@@ -253,6 +253,13 @@ func (d *Databases) look(secret client.ObjectKey, e *entry) {
 	defer d.mu.Unlock()
 	close(e.looking)
 	e.looking = nil
+	if s != nil && s != e.server {
+		// Others of the namespace may have been opened meanwhile.
+		if full := d.room(secret.Namespace, e, s); full != nil {
+			d.release(s)
+			s, err = nil, full
+		}
+	}
 	switch {
 	case e.gone || d.ctx.Err() != nil:
 		if s != nil {

@@ -109,6 +109,8 @@ type site struct {
 	opened []*database
 	fault  error         // of opening
 	hold   chan struct{} // what opening waits for, unless nil
+
+	opening atomic.Int64 // how often it has begun
 }
 
 func newSite(t *testing.T, live client.Reader) *site {
@@ -127,6 +129,7 @@ func newSite(t *testing.T, live client.Reader) *site {
 		},
 		Reason: func(error) string { return "it is not to be had" },
 		Open: func(ctx context.Context, url string) (router.Database, error) {
+			s.opening.Add(1)
 			s.mu.Lock()
 			hold := s.hold
 			s.mu.Unlock()

@@ -30,16 +30,16 @@ type server struct {
 // errSilent : a database could not be opened in time.
 var errSilent = fmt.Errorf("the database has not answered in %v", openTimeout)
 
-// acquire returns the server at a URL, held once more. Of those who ask at the same time
-// one opens it.
-func (d *Databases) acquire(namespace, url string) (*server, error) {
+// acquire returns the server at a URL, which an entry of a namespace is to have, held once
+// more. Of those who ask at the same time one opens it.
+func (d *Databases) acquire(namespace string, e *entry, url string) (*server, error) {
 	identity, err := d.kind.Identity(url)
 	if err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
 	s := d.servers[identity]
-	if err := d.room(namespace, s); err != nil {
+	if err := d.room(namespace, e, s); err != nil {
 		d.mu.Unlock()
 		return nil, err
 	}
@@ -70,11 +70,11 @@ func (d *Databases) acquire(namespace, url string) (*server, error) {
 }
 
 // room returns an error where a namespace has as many databases open as it may, and s is
-// none of them.
-func (d *Databases) room(namespace string, s *server) error {
+// none of them. One that an entry is to have comes in the place of the one that it has.
+func (d *Databases) room(namespace string, of *entry, s *server) error {
 	open := map[*server]bool{}
 	for key, e := range d.entries {
-		if key.Namespace == namespace && e.server != nil {
+		if key.Namespace == namespace && e != of && e.server != nil {
 			open[e.server] = true
 		}
 	}

@@ -68,6 +68,52 @@ func TestDatabasesOfANamespace(t *testing.T) {
 	s.namespace = mine
 }
 
+// It is so also where many are opened at once. And one that is changed comes in the place of
+// what it was.
+func TestDatabasesOfANamespaceAtOnce(t *testing.T) {
+	s := newSite(t, nil)
+	hold := make(chan struct{})
+	s.hold = hold
+	const secrets = 12
+	for i := range secrets {
+		name := fmt.Sprint("silent-", i)
+		s.put(name, name)
+	}
+	var asking sync.WaitGroup
+	var open, refused atomic.Int64
+	for i := range secrets {
+		asking.Go(func() {
+			if _, err := s.store(fmt.Sprint("silent-", i)); err == nil {
+				open.Add(1)
+			} else if strings.Contains(err.Error(), "--databases-per-namespace") {
+				refused.Add(1)
+			}
+		})
+	}
+	eventually(t, "all are being opened", func() (bool, any) { return s.opening.Load() == secrets, s.opening.Load() })
+	close(hold)
+	asking.Wait()
+	if open.Load() != 3 || refused.Load() != secrets-3 {
+		t.Fatalf("%d databases are open and %d refused, want 3 and %d", open.Load(), refused.Load(), secrets-3)
+	}
+	for i := range secrets {
+		name := fmt.Sprint("silent-", i)
+		if _, err := s.store(name); err != nil {
+			continue
+		}
+		s.put(name, "changed")
+		s.pass(31 * time.Second)
+		eventually(t, "changed at the limit", func() (bool, any) {
+			url, err := s.store(name)
+			if err != nil {
+				t.Fatalf("a database was refused that comes in the place of another: %v", err)
+			}
+			return url == "changed", url
+		})
+		break
+	}
+}
+
 // However many databases of a namespace say nothing, those of others are opened, and who asks
 // for a silent one waits no longer than he likes, and not at all when it is known.
 func TestSilentDatabasesHoldUpNobody(t *testing.T) {
