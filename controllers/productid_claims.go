@@ -264,10 +264,11 @@ func split(all []v1alpha1.Product, namespace string) (here, elsewhere []v1alpha1
 	return here, elsewhere
 }
 
-// readyOne returns a product that is Ready, or nil.
+// readyOne returns a product that is Ready, or nil. One whose deletion somebody's finalizer
+// holds up counts: tasks run on it until it is gone.
 func readyOne(products []v1alpha1.Product) *v1alpha1.Product {
 	for i := range products {
-		if product.Ready(&products[i]) && products[i].DeletionTimestamp.IsZero() {
+		if product.Ready(&products[i]) {
 			return &products[i]
 		}
 	}

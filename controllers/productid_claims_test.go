@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
@@ -218,6 +219,45 @@ func TestClaimsAtAnUpgrade(t *testing.T) {
 	revisions := watched.all(t)
 	neverBothReady(t, revisions)
 	notReady(t, revisions, older)
+}
+
+// A product that is Ready has its ID until it is gone, also while a finalizer of its own
+// namespace keeps it: tasks run on it.
+func TestProductIDOfOneThatIsBeingDeleted(t *testing.T) {
+	env := testenv.Start(t)
+	owner, other := env.Namespace(t), env.Namespace(t)
+	id := uniqueID(owner)
+	ready, waiting := testobj.Product("product").In(owner).ID(id).Obj(), testobj.Product("product").In(other).ID(id).Obj()
+	ready.Finalizers = []string{"example.com/kept"}
+	for _, o := range []client.Object{ready, waiting} {
+		if err := env.Client.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ready.Status.Conditions = testobj.Product("").Ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady).Obj().Status.Conditions
+	if err := env.Client.Status().Update(t.Context(), ready); err != nil {
+		t.Fatal(err)
+	}
+	if err := env.Client.Delete(t.Context(), ready); err != nil {
+		t.Fatal(err)
+	}
+	products := &controllers.ProductReconciler{
+		Client: env.Client, Live: env.Client, Store: noDevices{}, Clock: clock.RealClock{}, Recorder: events.NewFakeRecorder(10),
+	}
+	want := func(when string, want bool) {
+		t.Helper()
+		if _, err := products.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(waiting)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := env.Client.Get(t.Context(), client.ObjectKeyFromObject(waiting), waiting); err != nil || product.Ready(waiting) != want {
+			t.Errorf("%s the other product is Ready: %t, want %t (error %v)", when, product.Ready(waiting), want, err)
+		}
+	}
+	want("while the first is being deleted", false)
+	if err := env.Client.Patch(t.Context(), ready, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`))); err != nil {
+		t.Fatal(err)
+	}
+	want("when the first is gone", true)
 }
 
 // A namespace claims no more IDs than its limit, those that are kept included, and goes on
