@@ -174,6 +174,33 @@ func (r *roll) left() []*device {
 	return left
 }
 
+// some returns the rows of an answer that has no more than most.
+func some[T any](rows pgx.Rows, most int, to pgx.RowToFunc[T]) (all []T, err error) {
+	err = each(rows, func(row pgx.CollectableRow) error {
+		if len(all) == most {
+			return contradicts("it returned more than the %d rows that were asked for", most)
+		}
+		one, err := to(row)
+		all = append(all, one)
+		return err
+	})
+	return all, err
+}
+
+// maxText bounds a text of the results that is kept, in bytes: names, epochs, messages of
+// failures. This program writes none of a kilobyte.
+const maxText = 4 << 10
+
+// texts checks texts of the results.
+func texts(all ...string) error {
+	for _, text := range all {
+		if len(text) > maxText {
+			return contradicts("it returned a text of %d bytes, %s; at most %d were stored", len(text), shown(text), maxText)
+		}
+	}
+	return nil
+}
+
 // number checks a count.
 func number(what string, n, most int64) error {
 	if n < 0 || n > most {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"batchtask.dev/operator/internal/fleet"
 	"batchtask.dev/operator/internal/fleet/fleettest"
 	"batchtask.dev/operator/internal/fleet/postgres/pgtest"
@@ -272,5 +274,52 @@ func TestAcknowledgedLies(t *testing.T) {
 	h.exec(t, `INSERT INTO batchtask_acknowledged (namespace, product_id, task_uid, shard, devices) VALUES ($1, $2, 'uid', 0, -1)`, p.Namespace, p.ProductID)
 	if counts, err := h.store.Acknowledged(t.Context(), p, []string{"uid"}); err == nil {
 		t.Errorf("counts %v, want an error", counts)
+	}
+}
+
+// Whoever reads all tasks of a database reads page after page, and ends.
+func TestTasksGoUp(t *testing.T) {
+	kept := func(uids ...string) (page []fleet.KeptResults) {
+		for _, uid := range uids {
+			page = append(page, fleet.KeptResults{TaskUID: uid})
+		}
+		return page
+	}
+	full := make([]fleet.KeptResults, tasksPage)
+	full[tasksPage-1].TaskUID = "m"
+	for name, tt := range map[string]struct {
+		page  []fleet.KeptResults
+		after string
+		next  fleet.KeptResults
+		want  string
+	}{
+		"the first":          {nil, "a", kept("b")[0], ""},
+		"the next":           {kept("b"), "a", kept("c")[0], ""},
+		"the same page":      {nil, "b", kept("b")[0], "not their order"},
+		"one twice":          {kept("b", "c"), "a", kept("c")[0], "not their order"},
+		"one before":         {kept("b", "c"), "a", kept("b")[0], "not their order"},
+		"more than a page":   {full, "", kept("n")[0], "more than the 1000"},
+		"no name of a task":  {nil, "", fleet.KeptResults{TaskUID: "a", TaskName: strings.Repeat("x", maxText+1)}, "a text of 4097 bytes"},
+		"no epoch of anyone": {nil, "", fleet.KeptResults{TaskUID: "a", Epoch: strings.Repeat("x", maxText+1)}, "a text of 4097 bytes"},
+	} {
+		err := follows(tt.page, tt.after, tt.next)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error %v, want %q", name, err, tt.want)
+		}
+	}
+}
+
+// Rows that nobody has asked for are not kept.
+func TestMoreRowsThanAskedFor(t *testing.T) {
+	h := newHarness(t, pgtest.Start(t))
+	for most, want := range map[int]bool{3: true, 2: false} {
+		rows, err := h.pool.Query(t.Context(), `SELECT generate_series(1, 3)`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := some(rows, most, pgx.RowTo[int])
+		if _, is := errors.AsType[*contradictionError](err); (err == nil) != want || is == want || len(got) > most {
+			t.Errorf("%d at most: %v, error %v", most, got, err)
+		}
 	}
 }

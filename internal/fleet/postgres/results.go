@@ -113,7 +113,7 @@ type owner []string
 // ask takes the lock of the task's row, until the end of the transaction.
 func (o *owner) ask(batch *pgx.Batch, taskUID string) {
 	batch.Queue(resultOwnerSQL, taskUID).Query(func(rows pgx.Rows) (err error) {
-		*o, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		*o, err = some(rows, 1, pgx.RowTo[string])
 		return err
 	})
 }
@@ -131,6 +131,9 @@ func (r *Results) change(ctx context.Context, doing string, do func(context.Cont
 	})
 }
 
+// mostLeft bounds the pieces that cut keeps. There are two, unless ranges overlap.
+const mostLeft = 16
+
 // cut removes all results of a range, and keeps others from changing those of the task.
 // It returns the pieces outside of the range of those that overlapped.
 func cut(ctx context.Context, tx pgx.Tx, taskUID, epoch, after, upto string) (kept []piece, err error) {
@@ -143,7 +146,9 @@ func cut(ctx context.Context, tx pgx.Tx, taskUID, epoch, after, upto string) (ke
 			if err := row.Scan(&old.after, &old.upto, &old.succeeded, &old.at); err != nil {
 				return err
 			}
-			kept = append(kept, old.without(after, upto)...)
+			if kept = append(kept, old.without(after, upto)...); len(kept) > mostLeft {
+				return contradicts("it returned more than %d ranges of task %s that overlap", mostLeft, taskUID)
+			}
 			return nil
 		})
 	})

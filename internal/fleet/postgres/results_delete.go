@@ -22,6 +22,9 @@ const (
 func (r *Results) Tasks(ctx context.Context, afterUID string) (kept []fleet.KeptResults, err error) {
 	err = r.store.query(ctx, "listing the tasks that have results or were acknowledged", func(row pgx.CollectableRow) error {
 		task, err := pgx.RowToStructByPos[fleet.KeptResults](row)
+		if err == nil {
+			err = follows(kept, afterUID, task)
+		}
 		kept = append(kept, task)
 		return err
 	}, `SELECT task_uid, namespace, task_name, epoch FROM batchtask_result_task WHERE task_uid > $1
@@ -30,6 +33,21 @@ func (r *Results) Tasks(ctx context.Context, afterUID string) (kept []fleet.Kept
 			AND NOT EXISTS (SELECT FROM batchtask_result_task AS t WHERE t.task_uid = a.task_uid) GROUP BY task_uid
 		ORDER BY task_uid LIMIT $2`, afterUID, tasksPage)
 	return kept, err
+}
+
+// follows checks the next task of a page. Who reads page after page comes to an end because
+// their UIDs go up.
+func follows(page []fleet.KeptResults, after string, next fleet.KeptResults) error {
+	if len(page) > 0 {
+		after = page[len(page)-1].TaskUID
+	}
+	switch {
+	case len(page) == tasksPage:
+		return contradicts("it returned more than the %d tasks that were asked for", tasksPage)
+	case next.TaskUID <= after:
+		return contradicts("it returned task %s after %s, which is not their order", shown(next.TaskUID), shown(after))
+	}
+	return texts(next.TaskUID, next.Namespace, next.TaskName, next.Epoch)
 }
 
 // Delete removes all results of a task, and how many devices have acknowledged it. It

@@ -70,7 +70,10 @@ func (r *Results) Take(ctx context.Context, run fleet.ResultsRun, p fleet.Produc
 		batch = &pgx.Batch{}
 		batch.Queue(totalFailuresSQL, run.TaskUID, after, totals.Upto).QueryRow(func(row pgx.Row) error { return row.Scan(&totals.Failed) })
 		batch.Queue(firstFailuresSQL, run.TaskUID, after, totals.Upto, failures).Query(func(rows pgx.Rows) (err error) {
-			totals.FirstFailed, err = pgx.CollectRows(rows, pgx.RowToStructByPos[fleet.Failure])
+			totals.FirstFailed, err = some(rows, failures, func(row pgx.CollectableRow) (fleet.Failure, error) {
+				f, err := pgx.RowToStructByPos[fleet.Failure](row)
+				return f, errors.Join(err, texts(f.Name, f.Reason, f.Message))
+			})
 			return err
 		})
 		return tx.SendBatch(ctx, batch).Close()
