@@ -11,6 +11,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -43,6 +44,15 @@ func (r *TaskQuotaReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	ledger := &v1alpha1.TaskQuota{}
 	err := r.Client.Get(ctx, req.NamespacedName, ledger)
 	if apierrors.IsNotFound(err) || (err == nil && !ledger.Status.Opened) {
+		some, listErr := r.anyTask(ctx, req.Namespace)
+		switch {
+		case listErr != nil:
+			return reconcile.Result{}, listErr
+		case !some && err == nil:
+			return reconcile.Result{}, nil // the first task opens it
+		case !some:
+			return reconcile.Result{}, r.Ledger.Offer(ctx, req.Namespace)
+		}
 		if err := r.Ledger.Ensure(ctx, req.Namespace); err != nil {
 			return reconcile.Result{}, fmt.Errorf("make TaskQuota: %w", err)
 		}
@@ -59,6 +69,15 @@ func (r *TaskQuotaReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		return reconcile.Result{}, fmt.Errorf("free slots: %w", err)
 	}
 	return reconcile.Result{RequeueAfter: next}, nil
+}
+
+// anyTask reports whether the cache has a task of the namespace.
+func (r *TaskQuotaReconciler) anyTask(ctx context.Context, namespace string) (bool, error) {
+	var tasks v1alpha1.BatchTaskList
+	if err := r.Client.List(ctx, &tasks, client.InNamespace(namespace), client.Limit(1), client.UnsafeDisableDeepCopy); err != nil {
+		return false, fmt.Errorf("list tasks: %w", err)
+	}
+	return len(tasks.Items) > 0, nil
 }
 
 // keepActive takes the slots out of ledger whose task the cache shows as active, so
@@ -105,8 +124,12 @@ func (r *TaskQuotaReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.TaskQuota{}).
 		Watches(&v1alpha1.Product{}, ofNamespace).
 		Watches(&v1alpha1.BatchTask{}, ofNamespace, builder.WithPredicates(createdOrDeleted)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: quotaWorkers}).
 		Complete(r)
 }
+
+// quotaWorkers is how many namespaces are looked at at once.
+const quotaWorkers = 4
 
 // createdOrDeleted leaves out the many status changes of a running task.
 var createdOrDeleted = predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}

@@ -235,17 +235,31 @@ func outdated(err error) bool {
 func (l *Ledger) attempt(ctx context.Context, namespace string, mutate func(*v1alpha1.TaskQuota) (bool, error)) error {
 	quota, err := l.read(ctx, namespace)
 	if apierrors.IsNotFound(err) {
-		quota = &v1alpha1.TaskQuota{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName},
-			Spec:       v1alpha1.TaskQuotaSpec{MaxActiveTasks: v1alpha1.DefaultMaxActiveTasks},
-		}
-		if err := l.writer.Create(ctx, quota); err != nil {
-			return fmt.Errorf("create TaskQuota of namespace %q: %w", namespace, err)
+		if quota, err = l.create(ctx, namespace); err != nil {
+			return err
 		}
 	} else if err != nil {
 		return fmt.Errorf("read TaskQuota of namespace %q: %w", namespace, err)
 	}
 	return l.apply(ctx, quota, false, mutate)
+}
+
+// Offer makes the TaskQuota of a namespace where it is missing, for people to see and to
+// change. The ledger is not opened: the first change does that.
+func (l *Ledger) Offer(ctx context.Context, namespace string) error {
+	_, err := l.create(ctx, namespace)
+	return client.IgnoreAlreadyExists(err)
+}
+
+func (l *Ledger) create(ctx context.Context, namespace string) (*v1alpha1.TaskQuota, error) {
+	quota := &v1alpha1.TaskQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName},
+		Spec:       v1alpha1.TaskQuotaSpec{MaxActiveTasks: v1alpha1.DefaultMaxActiveTasks},
+	}
+	if err := l.writer.Create(ctx, quota); err != nil {
+		return nil, fmt.Errorf("create TaskQuota of namespace %q: %w", namespace, err)
+	}
+	return quota, nil
 }
 
 // apply changes a state of the ledger and writes it. If there is nothing to change
@@ -283,19 +297,37 @@ func (l *Ledger) open(ctx context.Context, quota *v1alpha1.TaskQuota) (opened bo
 	if quota.Status.Opened {
 		return false, nil
 	}
-	var tasks v1alpha1.BatchTaskList
-	if err := l.live.List(ctx, &tasks, client.InNamespace(quota.Namespace)); err != nil {
-		return false, fmt.Errorf("list tasks of namespace %q: %w", quota.Namespace, err)
+	active, err := l.active(ctx, quota.Namespace)
+	if err != nil {
+		return false, err
 	}
 	quota.Status.Opened = true
 	// The limit may have been lowered meanwhile: the gate decides about the rest.
-	for _, task := range unfinished(tasks.Items) {
+	for _, task := range active {
 		if len(quota.Status.Slots) < int(quota.Spec.MaxActiveTasks) && find(quota, task.UID) == nil {
 			quota.Status.Slots = append(quota.Status.Slots,
 				v1alpha1.TaskSlot{UID: task.UID, Name: task.Name, ReservedAt: l.now(), Bound: true})
 		}
 	}
 	return true, nil
+}
+
+// openPage is how many tasks are read at once: there may be thousands that have finished.
+const openPage = 200
+
+// active lists the tasks of a namespace that have not finished.
+func (l *Ledger) active(ctx context.Context, namespace string) ([]v1alpha1.BatchTask, error) {
+	var active []v1alpha1.BatchTask
+	for next := ""; ; {
+		var page v1alpha1.BatchTaskList
+		if err := l.live.List(ctx, &page, client.InNamespace(namespace), client.Limit(openPage), client.Continue(next)); err != nil {
+			return nil, fmt.Errorf("list tasks of namespace %q: %w", namespace, err)
+		}
+		active = append(active, unfinished(page.Items)...)
+		if next = page.Continue; next == "" {
+			return unfinished(active), nil // in the order of all
+		}
+	}
 }
 
 func (l *Ledger) read(ctx context.Context, namespace string) (*v1alpha1.TaskQuota, error) {
