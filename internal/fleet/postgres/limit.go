@@ -31,6 +31,9 @@ const (
 	// maxStatus bounds the messages of a connection that nobody has asked for
 	// (ParameterStatus), since the driver keeps what they say.
 	maxStatus = 1 << 20
+	// maxPreparing bounds all that a connection reads that looks at the tables or changes them:
+	// what does that keeps the rows of the table of versions, however many it has.
+	maxPreparing = 4 << 20
 	// maxWhileWriting bounds what a server may send while it does not read what is sent to it,
 	// which the driver keeps.
 	maxWhileWriting = 4 << 20
@@ -49,6 +52,9 @@ var (
 // than it may.
 type limited struct {
 	net.Conn
+	// left is how much may yet be read, if bounded is set.
+	bounded bool
+	left    int
 	// header is that of the next message, of which have bytes are there; rest is how much of
 	// the current one is still to come. All are of the one goroutine that reads.
 	header [5]byte
@@ -81,6 +87,9 @@ func (l *limited) Read(p []byte) (int, error) {
 	}
 	n, err := l.Conn.Read(p)
 	if l.writing.Load() && l.unread.Add(int64(n)) > maxWhileWriting {
+		l.failed = errTooLarge
+	}
+	if l.left -= n; l.bounded && l.left < 0 {
 		l.failed = errTooLarge
 	}
 	if l.failed == nil {

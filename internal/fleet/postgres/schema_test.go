@@ -61,3 +61,20 @@ func wantSchema(t *testing.T, err error, want SchemaError, text string) {
 		t.Errorf("error %v, want %+v with %q", err, want, text)
 	}
 }
+
+// A table of versions that has no end is not read to its end.
+func TestEndlessVersions(t *testing.T) {
+	server := pgtest.Start(t)
+	url := server.Database(t)
+	conn := pgtest.Connect(t, url)
+	if _, err := conn.Exec(t.Context(), `CREATE TABLE `+versionTable+` AS SELECT n AS id, n::bigint AS version_id, false AS is_applied, now() AS tstamp FROM generate_series(1, 500000) AS n`); err != nil {
+		t.Fatal(err)
+	}
+	store, err := Open(t.Context(), patient(Options{URL: url}))
+	if err == nil {
+		store.Close()
+	}
+	if !errors.Is(err, errTooLarge) {
+		t.Errorf("error %v, want %v", err, errTooLarge)
+	}
+}

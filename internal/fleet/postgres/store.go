@@ -8,10 +8,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"batchtask.dev/operator/internal/fleet"
@@ -61,6 +63,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 
 // prepare looks at what is before the database, and at its tables.
 func (o Options) prepare(ctx context.Context, config *pgx.ConnConfig, t target) error {
+	config = config.Copy()
+	config.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
+		return &limited{Conn: conn, bounded: true, left: maxPreparing}, nil
+	}
 	// Nothing is set in this session that would trouble others who get it from a pooler.
 	plain := with(config, t, nil)
 	conn, err := pgx.ConnectConfig(ctx, plain)
