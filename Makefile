@@ -38,7 +38,7 @@ soak: controlplane ## Change the leader fifty times in tasks over 20,000 objects
 	@SOAK_CHANGES=$(or $(CHANGES),50) hack/test.sh -v -timeout 4h -run TestLeaderChanges ./test/e2e
 
 .PHONY: bench
-bench: controlplane build ## Measure on this machine, beside the limits. CASES="publish small shim shadow postgres" selects some, BENCH=quick measures less, BENCH=full more.
+bench: controlplane build ## Measure on this machine, beside the limits. CASES="publish small shim shadow postgres scale hostile" selects some, BENCH=quick measures less, BENCH=full more.
 	@CGO_ENABLED=0 go build -trimpath -o bin/batchtask-bench ./hack/bench
 	@KUBEBUILDER_ASSETS="$(ASSETS)" exec bin/batchtask-bench $(CASES)
 

@@ -35,10 +35,12 @@ import (
 type setup struct {
 	name         string // to select it by
 	managerFlags []string
-	shadowFlags  []string // none for no shadow service
-	shimFlags    []string // none for no HTTP front
-	database     bool     // start PostgreSQL
-	noManager    bool     // the case starts managers itself
+	shadowFlags  []string                                      // none for no shadow service
+	shimFlags    []string                                      // none for no HTTP front
+	database     bool                                          // start PostgreSQL
+	noManager    bool                                          // the case starts managers itself
+	memoryLimit  string                                        // see localenv.Options
+	brokerFront  func(context.Context, string) (string, error) // see localenv.Options
 	measure      func(context.Context, *localenv.Env) ([]figure, error)
 }
 
@@ -56,7 +58,7 @@ func setups(size scale) []setup {
 		all = append(all, publish(publishCase{devices: 20_000, aim: &aim{ofRatio, atLeast, 0.6}}),
 			publish(publishCase{devices: 20_000, aim: &aim{ofRatio, atLeast, 0.6}, flags: []string{"--resend-limit=5000"}}))
 	}
-	sizes := &postgresSizes{}
+	sizes, hostile := &postgresSizes{}, newHostileCase(size.hostilePhase, size.hostileTasks)
 	return append(all, []setup{
 		{name: "small", measure: func(ctx context.Context, env *localenv.Env) ([]figure, error) {
 			return measureSmall(ctx, env, size.smallNamespaces, size.smallRounds)
@@ -69,6 +71,8 @@ func setups(size scale) []setup {
 		{name: "postgres", database: true, measure: sizes.measureBase},
 		{name: "postgres", database: true, measure: sizes.measureLarge(size.postgresDevices)},
 		{name: "scale", noManager: true, measure: size.many.measure},
+		{name: "hostile", database: true, shadowFlags: asShipped, shimFlags: asShipped, memoryLimit: hostileMemory,
+			brokerFront: hostile.broker.start, measure: hostile.measure},
 	}...)
 }
 
@@ -138,6 +142,7 @@ func (s setup) run(ctx context.Context, root, assets string) (figures []figure, 
 		NoShadow: len(s.shadowFlags) == 0, ShadowFlags: s.shadowFlags,
 		Database: s.database,
 		NoShim:   len(s.shimFlags) == 0, ShimAddress: "127.0.0.1:0", ShimFlags: s.shimFlags,
+		BrokerFront: s.brokerFront, MemoryLimit: s.memoryLimit,
 	}
 	err = localenv.Run(ctx, opts, func(ctx context.Context, env *localenv.Env) (err error) {
 		figures, err = s.measure(ctx, env)

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestChoose(t *testing.T) {
@@ -40,5 +41,16 @@ func TestReadScale(t *testing.T) {
 	t.Setenv("BENCH", "fast")
 	if _, err := readScale(); err == nil || !strings.Contains(err.Error(), `BENCH is "fast": must be quick, full or empty`) {
 		t.Errorf("BENCH=fast: %v", err)
+	}
+	t.Setenv("BENCH", "quick")
+	t.Setenv("HOSTILE_FOR", "45s")
+	if size, err := readScale(); err != nil || size.hostilePhase != 45*time.Second {
+		t.Errorf("HOSTILE_FOR=45s: phases of %v, error %v", size.hostilePhase, err)
+	}
+	for _, text := range []string{"45", "-1s", "1ms"} {
+		t.Setenv("HOSTILE_FOR", text)
+		if _, err := readScale(); err == nil || !strings.Contains(err.Error(), "HOSTILE_FOR is") {
+			t.Errorf("HOSTILE_FOR=%s: %v", text, err)
+		}
 	}
 }

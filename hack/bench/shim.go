@@ -95,7 +95,7 @@ func (f *front) makeAccounts(ctx context.Context) error {
 				return fmt.Errorf("make account %s: %w", namespace, err)
 			}
 		}
-		if err := f.raiseLimit(ctx, namespace); err != nil {
+		if err := raiseLimit(ctx, f.env, namespace, 1000); err != nil {
 			return err
 		}
 		if err := poll(ctx, 20*time.Millisecond, func() error { return f.call(ctx, account) }); err != nil {
@@ -103,16 +103,6 @@ func (f *front) makeAccounts(ctx context.Context) error {
 		}
 	}
 	return f.clear(ctx)
-}
-
-// raiseLimit waits for the TaskQuota that the manager makes, and lets more tasks wait.
-func (f *front) raiseLimit(ctx context.Context, namespace string) error {
-	patch := client.RawPatch(client.Merge.Type(), []byte(`{"spec":{"maxActiveTasks":1000}}`))
-	quota := &v1alpha1.TaskQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.TaskQuotaName}}
-	if err := poll(ctx, 20*time.Millisecond, func() error { return f.env.Client.Patch(ctx, quota, patch) }); err != nil {
-		return fmt.Errorf("raise the limit of %s: %w", namespace, err)
-	}
-	return nil
 }
 
 // rate creates tasks in all accounts at once, returns how many a second, and

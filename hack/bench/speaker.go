@@ -75,8 +75,12 @@ func connectSpeakers(brokerURL string, names []string) (speakers []*speaker, clo
 		speakers, byName[name] = append(speakers, s), s
 	}
 	answer := func(_ paho.Client, m paho.Message) {
+		s := byName[m.Topic()[strings.LastIndexByte(m.Topic(), '/')+1:]]
+		if s == nil {
+			return // a delta for a device that does not speak
+		}
 		select {
-		case byName[m.Topic()[strings.LastIndexByte(m.Topic(), '/')+1:]].answers <- m.Payload():
+		case s.answers <- m.Payload():
 		default:
 		}
 	}

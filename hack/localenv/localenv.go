@@ -58,6 +58,9 @@ type Options struct {
 	MQTTAddress string
 	// Broker says which broker to start.
 	Broker BrokerKind
+	// BrokerFront is given the broker's URL and returns the one that everybody shall use:
+	// that of something which stands before the broker. Nil for the broker itself.
+	BrokerFront func(ctx context.Context, brokerURL string) (string, error)
 
 	// DatabaseURL is a database that exists already, of PostgreSQL. Run makes a schema
 	// in it, named after Dir, removes that in the end, and leaves all else alone.
@@ -65,6 +68,10 @@ type Options struct {
 	// Database starts a PostgreSQL server with an empty database, which must be
 	// installed; see FindPostgres. With DatabaseURL it does not count.
 	Database bool
+
+	// MemoryLimit is how much memory the manager, the shadow service and the shim may each
+	// use before they collect garbage more often, as GOMEMLIMIT has it; empty for any amount.
+	MemoryLimit string
 
 	// NoManager leaves the manager out, and with it who answers admission requests;
 	// ManagerFlags do not count then.
@@ -234,6 +241,11 @@ func (s *session) start(ctx context.Context) (*Env, error) {
 		return nil, err
 	}
 	s.Progress("broker: " + broker)
+	if s.BrokerFront != nil {
+		if mqttURL, err = s.BrokerFront(ctx, mqttURL); err != nil {
+			return nil, fmt.Errorf("setting up what stands before the broker: %w", err)
+		}
+	}
 	env := &Env{Namespace: s.Namespace, Program: s.Program, KubeConfig: s.path(kubeConfigFile), MQTTURL: mqttURL, ManagerLog: s.path("manager.log")}
 	if err := s.openDatabase(ctx, env); err != nil {
 		return nil, err
@@ -294,6 +306,16 @@ func (s *session) openDatabase(ctx context.Context, env *Env) (err error) {
 		s.Progress("database: " + description)
 	}
 	return err
+}
+
+// environment is that of the operator's programs. The URL of the broker is not an
+// argument: it may hold a password, and arguments can be seen by everyone.
+func (s *session) environment(env *Env) []string {
+	environment := []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL}
+	if s.MemoryLimit != "" {
+		environment = append(environment, "GOMEMLIMIT="+s.MemoryLimit)
+	}
+	return environment
 }
 
 func newClient(config *rest.Config) (client.WithWatch, error) {

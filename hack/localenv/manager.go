@@ -26,9 +26,7 @@ func (s *session) startManager(ctx context.Context, env *Env, webhook envtest.We
 			databaseNetworks,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ManagerFlags...),
-		// The URL is not an argument: it may hold a password, and arguments can be
-		// seen by everyone.
-		env:   []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},
+		env:   s.environment(env),
 		ready: answersOK("http://" + probe + "/readyz"),
 	})
 	return "http://" + metrics + "/metrics", err

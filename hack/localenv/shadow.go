@@ -24,7 +24,7 @@ func (s *session) startShadow(ctx context.Context, env *Env) error {
 			databaseNetworks,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ShadowFlags...),
-		env: []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},
+		env: s.environment(env),
 		// Not /readyz, which also a replica that stands by answers. The service is
 		// started after its caches are filled, and this is after its subscription.
 		ready: answersWith("http://"+metrics+"/metrics", mqtt.MetricConnected+" 1"),

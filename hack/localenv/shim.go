@@ -41,7 +41,7 @@ func (s *session) startShim(ctx context.Context, env *Env) (description string, 
 			databaseNetworks,
 			"--zap-encoder=console", "--zap-time-encoding=rfc3339",
 		}, s.ShimFlags...),
-		env:   []string{"KUBECONFIG=" + env.KubeConfig, "MQTT_URL=" + env.MQTTURL},
+		env:   s.environment(env),
 		ready: answersOK("http://" + probe + "/readyz"),
 	})
 	env.APIURL, env.ShimLog = "http://"+reachable(address), s.path("shim.log")
