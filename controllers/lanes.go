@@ -2,6 +2,9 @@ package controllers
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -48,7 +51,7 @@ func (l *lanes[K]) run(ctx context.Context, key K, failed string, do func(contex
 	}
 	of.busy = true
 	l.running.Go(func() {
-		err := do(ctx)
+		err := caught(ctx, func() error { return do(ctx) })
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		of.busy = false
@@ -76,3 +79,18 @@ func (l *lanes[K]) sweep() {
 
 // wait returns when nothing runs any more.
 func (l *lanes[K]) wait() { l.running.Wait() }
+
+// errPanic is what anybody may see of a panic.
+var errPanic = errors.New("an internal error; the log of the operator has the details")
+
+// caught calls do. A panic in it is an error: what the server of one tenant answers must not
+// end the work for all.
+func caught(ctx context.Context, do func() error) (err error) {
+	defer func() {
+		if said := recover(); said != nil {
+			logf.FromContext(ctx).Error(fmt.Errorf("panic: %v", said), "A fault in the program", "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return do()
+}

@@ -34,6 +34,7 @@ func TestLanes(t *testing.T) {
 				return ctx.Err()
 			})
 			work("fails", func(context.Context) error { return errors.New("away") })
+			work("panics", func(context.Context) error { panic("of one lane") })
 			work("works", func(context.Context) error { return nil })
 			time.Sleep(time.Second)
 			l.sweep()
@@ -45,13 +46,16 @@ func TestLanes(t *testing.T) {
 			t.Errorf("what works was done %d of 200 times", got)
 		}
 		s := time.Second
-		if want := []time.Duration{0, 1 * s, 3 * s, 7 * s, 15 * s, 31 * s, 63 * s, 123 * s, 183 * s}; !slices.Equal(runs["fails"], want) {
-			t.Errorf("what fails was tried at %v, want %v", runs["fails"], want)
+		want := []time.Duration{0, 1 * s, 3 * s, 7 * s, 15 * s, 31 * s, 63 * s, 123 * s, 183 * s}
+		for _, name := range []string{"fails", "panics"} {
+			if !slices.Equal(runs[name], want) {
+				t.Errorf("what %s was tried at %v, want %v", name, runs[name], want)
+			}
 		}
 		stop()
 		l.wait()
-		if time.Sleep(11 * time.Minute); len(l.all) != 1 {
-			t.Errorf("%d lanes are remembered, want the one that failed", len(l.all))
+		if time.Sleep(11 * time.Minute); len(l.all) != 2 {
+			t.Errorf("%d lanes are remembered, want the two that failed", len(l.all))
 		}
 		if l.sweep(); len(l.all) != 0 {
 			t.Errorf("%d lanes are remembered that nobody comes for", len(l.all))

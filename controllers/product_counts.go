@@ -153,7 +153,11 @@ func (c *deviceCounts) Start(ctx context.Context) error {
 // count counts the devices of one product. How many do so at once is bounded by the store.
 func (c *deviceCounts) count(ctx context.Context, of *deviceCount) {
 	bounded, cancel := context.WithTimeout(ctx, countTimeout)
-	total, err := c.store.Total(bounded, of.product)
+	var total int64
+	err := caught(ctx, func() (err error) {
+		total, err = c.store.Total(bounded, of.product)
+		return err
+	})
 	cancel()
 	if ctx.Err() != nil {
 		return
