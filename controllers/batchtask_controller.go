@@ -284,7 +284,8 @@ func (r *BatchTaskReconciler) write(ctx context.Context, task *v1alpha1.BatchTas
 // made now, or it is no such write. What is not written yet is shown by a later one.
 func (r *BatchTaskReconciler) deferWrite(task *v1alpha1.BatchTask, next decision, now time.Time) time.Duration {
 	if !next.deferrable || task.Status.ObservedGeneration != next.status.ObservedGeneration ||
-		readyReason(task) != conditionReason(next.status.Conditions, v1alpha1.ConditionReady) {
+		readyReason(task) != conditionReason(next.status.Conditions, v1alpha1.ConditionReady) ||
+		isHeldUp(task.Status.Conditions) != isHeldUp(next.status.Conditions) {
 		return 0
 	}
 	return r.pace.due(client.ObjectKeyFromObject(task), now)

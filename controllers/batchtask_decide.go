@@ -194,7 +194,7 @@ func (d decision) fromProcessing(task *v1alpha1.BatchTask, seen observation) dec
 func (d decision) run(task *v1alpha1.BatchTask, seen observation) decision {
 	left := schedule.End(d.status.Deadline.Time).Sub(seen.now)
 	if !seen.product.ready && left > 0 {
-		d.setInProgress(task, seen, v1alpha1.ReasonProductNotReady, "Held up: "+seen.product.message)
+		d.setInProgress(task, seen, v1alpha1.ReasonProductNotReady, heldUp+seen.product.message)
 		d.wakeAfter = left
 		if seen.progress != nil {
 			d.action = actSuspend
@@ -203,7 +203,7 @@ func (d decision) run(task *v1alpha1.BatchTask, seen observation) decision {
 	}
 	message := "Serving the devices until " + d.status.Deadline.UTC().Format(time.RFC3339) + " at the latest"
 	if seen.progress != nil && seen.progress.Trouble != "" {
-		message = "Held up: " + seen.progress.Trouble
+		message = heldUp + seen.progress.Trouble
 	}
 	d.setInProgress(task, seen, v1alpha1.ReasonStarted, message)
 	d.action = actStart

@@ -130,6 +130,15 @@ func readyReason(task *v1alpha1.BatchTask) string {
 	return conditionReason(task.Status.Conditions, v1alpha1.ConditionReady)
 }
 
+// heldUp begins what the Ready condition says of a task that something holds up.
+const heldUp = "Held up: "
+
+// isHeldUp reports whether the Ready condition says so.
+func isHeldUp(conditions []metav1.Condition) bool {
+	c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+	return c != nil && strings.HasPrefix(c.Message, heldUp)
+}
+
 func conditionReason(conditions []metav1.Condition, conditionType string) string {
 	if c := meta.FindStatusCondition(conditions, conditionType); c != nil {
 		return c.Reason
