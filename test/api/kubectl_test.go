@@ -94,8 +94,8 @@ func TestExplain(t *testing.T) {
 	env := testenv.Start(t)
 	published(t, env)
 	files, err := filepath.Glob(filepath.Join(root, "config", "crd", "bases", "*.yaml"))
-	if err != nil || len(files) != 4 {
-		t.Fatalf("the CRDs are %v (%v), want four", files, err)
+	if err != nil || len(files) != 5 {
+		t.Fatalf("the CRDs are %v (%v), want five", files, err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
