@@ -59,7 +59,7 @@ func startHuge(ctx context.Context) (string, error) {
 // parameter is a ParameterStatus message.
 func parameter(name, value string) []byte {
 	body := name + "\x00" + value + "\x00"
-	return append(binary.BigEndian.AppendUint32([]byte{'S'}, uint32(len(body)+4)), body...) //nolint:gosec // a few bytes
+	return append(binary.BigEndian.AppendUint32([]byte{'S'}, uint32(len(body)+4)), body...)
 }
 
 // gate stands before a database. Closed, it does what one does that is stopped with

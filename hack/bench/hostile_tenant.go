@@ -111,8 +111,12 @@ func newHostileTenant(ctx context.Context, env *localenv.Env, db *database, c *h
 		namespace, id, url string
 		rows               int
 	}{
-		{nsRename, renameProduct, t.url, renameRows}, {nsSilent, silentProduct, t.url, silentRows}, {nsHangUp, hangUpProduct, t.url, 1},
-		{nsAway, awayProduct, awayURL, awayRows}, {nsFilter, filterProduct, t.url, filterRows}, {nsReview, reviewProduct, t.url, 1},
+		{nsRename, renameProduct, t.url, renameRows},
+		{nsSilent, silentProduct, t.url, silentRows},
+		{nsHangUp, hangUpProduct, t.url, 1},
+		{nsAway, awayProduct, awayURL, awayRows},
+		{nsFilter, filterProduct, t.url, filterRows},
+		{nsReview, reviewProduct, t.url, 1},
 		{nsList, "HLIST", t.url, 1},
 	} {
 		if _, err := t.store.Import(ctx, fleet.Product{Namespace: p.namespace, ProductID: p.id}, func(yield func(postgres.Device, error) bool) {

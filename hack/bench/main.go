@@ -71,8 +71,10 @@ func setups(size scale) []setup {
 		{name: "postgres", database: true, measure: sizes.measureBase},
 		{name: "postgres", database: true, measure: sizes.measureLarge(size.postgresDevices)},
 		{name: "scale", noManager: true, measure: size.many.measure},
-		{name: "hostile", database: true, shadowFlags: asShipped, shimFlags: asShipped, memoryLimit: hostileMemory,
-			brokerFront: hostile.broker.start, measure: hostile.measure},
+		{
+			name: "hostile", database: true, shadowFlags: asShipped, shimFlags: asShipped, memoryLimit: hostileMemory,
+			brokerFront: hostile.broker.start, measure: hostile.measure,
+		},
 	}...)
 }
 

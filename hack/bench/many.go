@@ -263,7 +263,7 @@ func startOwnManager(ctx context.Context, env *localenv.Env) (*ownManager, error
 	defer log.Close()
 	m := &ownManager{ended: make(chan struct{}), metricsURL: "http://" + addresses[0] + "/metrics"}
 	// Not CommandContext, which kills.
-	m.cmd = exec.Command(env.Program, "manager", "--webhooks=false", //nolint:noctx // it is stopped by stop
+	m.cmd = exec.Command(env.Program, "manager", "--webhooks=false",
 		"--metrics-bind-address="+addresses[0], "--metrics-secure=false", "--health-probe-bind-address="+addresses[1])
 	m.cmd.Env = append(os.Environ(), "KUBECONFIG="+env.KubeConfig, "MQTT_URL="+env.MQTTURL)
 	m.cmd.Stdout, m.cmd.Stderr = log, log
