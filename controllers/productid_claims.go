@@ -72,7 +72,7 @@ func (c *claims) judge(ctx context.Context, p *v1alpha1.Product) (metav1.Conditi
 	}
 	if rival := readyOne(elsewhere); rival != nil && !product.Ready(p) {
 		// That it is to be Ready no more is written there first.
-		return c.rivalled(ctx, p, rival)
+		return c.rivalled(ctx, p)
 	}
 	claim, made, verdict, err := c.obtain(ctx, p, err == nil, elsewhere)
 	if verdict != nil || err != nil {
@@ -130,7 +130,7 @@ func (c *claims) obtain(ctx context.Context, p *v1alpha1.Product, shown bool, el
 }
 
 // rivalled is the verdict while the cache shows another namespace's product as Ready.
-func (c *claims) rivalled(ctx context.Context, p, rival *v1alpha1.Product) (metav1.Condition, error) {
+func (c *claims) rivalled(ctx context.Context, p *v1alpha1.Product) (metav1.Condition, error) {
 	claim := &v1alpha1.ProductIDClaim{}
 	err := c.live.Get(ctx, client.ObjectKey{Name: product.ClaimName(p.Spec.ProductID)}, claim)
 	switch {

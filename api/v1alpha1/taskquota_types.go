@@ -17,8 +17,10 @@ const (
 	DefaultMaxProductIDs int32 = 100
 
 	// DefaultMaxFinishedTasks is how many finished tasks with a TTL a namespace keeps that
-	// sets no limit, and DefaultMaxFinishedLegacyTasks how many of the HTTP front.
-	DefaultMaxFinishedTasks       int32 = 1000
+	// sets no limit.
+	DefaultMaxFinishedTasks int32 = 1000
+
+	// DefaultMaxFinishedLegacyTasks is how many finished tasks of the HTTP front it keeps.
 	DefaultMaxFinishedLegacyTasks int32 = 10000
 )
 

@@ -86,5 +86,5 @@ func collectionPercent(live uint64) int {
 		return smallHeapPercent
 	}
 	percent := min(uint64(garbageRoom)*100/live, smallHeapPercent)
-	return max(int(percent/5*5), leastPercent) //nolint:gosec // at most 200
+	return max(int(percent/5*5), leastPercent)
 }

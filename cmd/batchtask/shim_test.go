@@ -64,7 +64,7 @@ func TestSyncedOrLate(t *testing.T) {
 		t.Error("synced, and no namespace was read")
 	}
 	read["a"] = true
-	if !synced() || !synced() || len(told) != 1 || !strings.Contains(told[0], `"namespace"="b"`) {
+	if first, again := synced(), synced(); !first || !again || len(told) != 1 || !strings.Contains(told[0], `"namespace"="b"`) {
 		t.Errorf("one namespace keeps the other from being served, or the log is told %q", told)
 	}
 	early := syncedOrLate(log, map[string]func() bool{"a": namespace("a"), "b": namespace("b")}, func() time.Time { return now })

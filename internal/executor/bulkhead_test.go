@@ -243,7 +243,7 @@ func TestSuspendBesideSilence(t *testing.T) {
 				}
 				silent := map[string]bool{}
 				for i := range c.silent {
-					silent[topicOf(uint64(7*i+10))] = true //nolint:gosec // small
+					silent[topicOf(uint64(7*i+10))] = true
 				}
 				bubbleOf(t, d, window, func(t *testing.T, r *rig) {
 					r.broker.result = func(topic string) error {

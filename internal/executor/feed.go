@@ -68,7 +68,7 @@ func (f *feed) serveAgain() {
 	}
 	batch := make([]uint64, len(names))
 	for i := range batch {
-		batch[i] = uint64(i) //nolint:gosec // not negative
+		batch[i] = uint64(i)
 	}
 	if f.run.task.Publish != nil {
 		f.publishMessages(batch, names)

@@ -106,7 +106,7 @@ func TestPendingAreCountedOrNamed(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 2))
 		names := make([]string, 1+random.IntN(9))
 		for i := range names {
-			names[i] = name(uint64(10 * i)) //nolint:gosec // small
+			names[i] = name(uint64(10 * i))
 		}
 		tr := newTracker(20, "z", 0, 0, nil)
 		tr.readmit(names)
@@ -115,13 +115,13 @@ func TestPendingAreCountedOrNamed(t *testing.T) {
 		}
 		left := len(names)
 		for step, seq := range random.Perm(len(names) + 10) {
-			if tr.settle(uint64(seq), succeeded, "", ""); seq < len(names) { //nolint:gosec // small
+			if tr.settle(uint64(seq), succeeded, "", ""); seq < len(names) {
 				left--
 			}
 			if random.IntN(12) == 0 {
 				tr.park(MaxPending)
 			}
-			behind := max(0, int(tr.head)-len(names)) //nolint:gosec // small
+			behind := max(0, int(tr.head)-len(names))
 			if got := int(tr.succeeded) + len(tr.pending()); got != len(names)+behind {
 				t.Fatalf("seed %d step %d, %d have no result: %d are counted and %v named, of %d", seed, step, left, tr.succeeded, tr.pending(), len(names)+behind)
 			}

@@ -73,7 +73,7 @@ func (c *cutter) next() error {
 	c.pass = length
 	if header[0]>>4 == publish && length > c.most {
 		c.pass, c.skip = c.most, length-c.most
-		header = binary.AppendUvarint(header[:1], uint64(c.most)) // the same encoding
+		header = binary.AppendUvarint(header[:1], uint64(c.most)) //nolint:gosec // positive; the encoding is the same
 	}
 	c.header = header
 	return nil

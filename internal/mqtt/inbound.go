@@ -99,8 +99,8 @@ func (l *ackLine) settle(a *pendingAck) {
 	l.heldUp.Add(1)
 	var due []byte
 	for len(l.waiting) > 0 && l.waiting[0].done {
-		const puback = 0x40 // MQTT 3.1.1, 3.4
-		due = append(due, puback, 2, byte(l.waiting[0].id>>8), byte(l.waiting[0].id))
+		const puback = 0x40                                                           // MQTT 3.1.1, 3.4
+		due = append(due, puback, 2, byte(l.waiting[0].id>>8), byte(l.waiting[0].id)) //nolint:gosec // its two bytes
 		l.waiting[0] = nil
 		l.waiting = l.waiting[1:]
 		l.heldUp.Add(-1)

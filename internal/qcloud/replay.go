@@ -129,7 +129,9 @@ func newCalls(most int) *calls {
 // second cannot be told from a replay. One that changes nothing may be made again. One that
 // makes or cancels a task is answered as the first was, whose outcome is returned: so little
 // is kept of it, and whether the task exists is what a caller must know. Another is refused,
-// and so is one that had another action, which need not be signed, when it was seen.
+// and so is one that has changed something by another action, which need not be signed. A call
+// that reads says nothing about one that changes: DescribeTask and CancelTask of a task within
+// a second have the same body, and so the same signature.
 //
 // What was sent before oldest is not accepted any more and may be forgotten; a
 // clock that is set back makes it acceptable again, and then it is not recognised.
@@ -148,10 +150,16 @@ func (n *calls) add(by pair, sent int64, m mark, outcome *Outcome, oldest int64,
 		switch {
 		case was == nil || outcome == nil:
 			return nil, Errorf(KindReplay, "Nonce", "was used before with this Timestamp")
-		case was.action != outcome.action:
-			return nil, Errorf(KindReplay, "X-TC-Action", "was another when this signature was used before")
 		case !outcome.changes():
 			return nil, allow()
+		case !was.changes():
+			if err := allow(); err != nil {
+				return nil, err
+			}
+			s.bySent[sent][m] = outcome
+			return nil, nil //nolint:nilnil // there is no earlier one
+		case was.action != outcome.action:
+			return nil, Errorf(KindReplay, "X-TC-Action", "was another when this signature was used before")
 		case was.done == nil:
 			return nil, Errorf(KindReplay, "", "an equal call was made in the same second: that one was carried out, or will be; to make another, sign it in another second")
 		default:

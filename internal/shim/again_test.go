@@ -9,6 +9,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -21,7 +22,6 @@ import (
 	"batchtask.dev/operator/internal/shadow"
 	"batchtask.dev/operator/internal/taskid"
 	"batchtask.dev/operator/internal/testobj"
-	"k8s.io/apimachinery/pkg/runtime"
 )
 
 // refusing are shadows whose changes fail a number of times.

@@ -129,7 +129,12 @@ func (l *listing) entries(ctx context.Context, namespace string) ([]entry, error
 // work reads the list for as long as anybody waits for it.
 func (l *listing) work(ctx context.Context, namespace string, of *tasksOf) {
 	for {
-		time.Sleep(of.rest.Sub(l.clock.Now()))
+		rest := time.NewTimer(of.rest.Sub(l.clock.Now()))
+		select {
+		case <-rest.C:
+		case <-ctx.Done():
+		}
+		rest.Stop()
 		l.reads <- struct{}{}
 		l.mu.Lock()
 		now := of.next

@@ -34,7 +34,7 @@ var meaning = map[string]string{
 }
 
 // sessionToken is a parameter that means nothing to the server: what a session remembers.
-const sessionToken = "batchtask.session"
+const sessionToken = "batchtask.session" //nolint:gosec // the name of a parameter
 
 // errSessions : see the text.
 var errSessions = errors.New("a connection pooler before the database does not keep a session for each connection; " +

@@ -126,7 +126,7 @@ func NewDatabases(live client.Reader, clock clock.PassiveClock, log logr.Logger,
 		live: live, kind: kind, limits: limits, clock: clock, log: log.WithName("databases"), calls: newGate(limits.Calls, true),
 		entries: map[client.ObjectKey]*entry{}, servers: map[string]*server{},
 	}
-	d.ctx, d.end = context.WithCancel(context.Background()) // ended by Close
+	d.ctx, d.end = context.WithCancel(context.Background()) //nolint:forbidigo // the life of the databases, which outlive each call; ended by Close
 	return d
 }
 
@@ -145,7 +145,7 @@ func (d *Databases) keeper(ctx context.Context, secret client.ObjectKey) (fleet.
 	e := d.entry(secret)
 	if e.looking == nil && !d.clock.Now().Before(e.next) && d.ctx.Err() == nil {
 		e.looking = make(chan struct{})
-		d.opening.Go(func() { d.look(secret, e) })
+		d.opening.Go(func() { d.look(secret, e) }) //nolint:contextcheck // whoever asks first must not end it for the others
 	}
 	// What is known is told at once, and what is new next time.
 	store, err, looking := e.store, e.err, e.looking

@@ -285,8 +285,11 @@ func TestImportMeetsOthers(t *testing.T) {
 	}
 	into := NewInKubernetes(env.Client, p)
 	file := []devicefile.Device{
-		{Name: "deleted", Disabled: true}, {Name: "deleted-of-others", Shadow: shadow.Stored{Reported: `{"a":1}`, Version: 5}},
-		{Name: "replaced", Disabled: true}, {Name: "changed", Disabled: true}, {Name: "made"},
+		{Name: "deleted", Disabled: true},
+		{Name: "deleted-of-others", Shadow: shadow.Stored{Reported: `{"a":1}`, Version: 5}},
+		{Name: "replaced", Disabled: true},
+		{Name: "changed", Disabled: true},
+		{Name: "made"},
 		{Name: "remembers", Shadow: shadow.Stored{Reported: `{"a":1}`, Version: 5}},
 	}
 	if sum, err := into.Preview(t.Context(), file); err != nil || sum != (Summary{Added: 1, Updated: 5}) {
@@ -317,7 +320,7 @@ func TestImportMeetsOthers(t *testing.T) {
 	do(env.Client.Update(t.Context(), changed), env.Client.Status().Update(t.Context(), remembers))
 
 	var bad []string
-	sum, err := into.Import(t.Context(), file, func(i int, err error) { bad = append(bad, err.Error()) })
+	sum, err := into.Import(t.Context(), file, func(_ int, err error) { bad = append(bad, err.Error()) })
 	if want := (Summary{Added: 2, Updated: 1, Unchanged: 2}); err != nil || sum != want {
 		t.Errorf("%+v, error %v; want %+v", sum, err, want)
 	}

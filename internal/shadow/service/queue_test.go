@@ -103,11 +103,11 @@ func TestQueueOrder(t *testing.T) {
 // One that is alone may fill the queue; with others each leaves room, none has more than
 // an eighth, and a device far less.
 func TestPlaces(t *testing.T) {
-	q, clk := testQueue(8000, 128)
+	q, _ := testQueue(8000, 128)
 	if got := fill(q, of("A", 1), 9000); got != 8000 {
 		t.Errorf("alone and well: %d places, want all", got)
 	}
-	q, clk = testQueue(8000, 128)
+	q, _ = testQueue(8000, 128)
 	fill(q, of("B", 1), 1)
 	if got := fill(q, of("A", 1), 9000); got != 8000/deviceShare {
 		t.Errorf("a device: %d places, want %d", got, 8000/deviceShare)
@@ -133,7 +133,7 @@ func TestPlaces(t *testing.T) {
 		t.Errorf("refused for %q, want the namespace's share", reason)
 	}
 	// Many products are one tenant.
-	q, clk = testQueue(8000, 128)
+	q, _ = testQueue(8000, 128)
 	fill(q, of("B", 1), 1)
 	got := 0
 	for n := range 5000 {
@@ -145,7 +145,7 @@ func TestPlaces(t *testing.T) {
 		t.Errorf("5000 products of a namespace: %d places, want an eighth", got)
 	}
 	// Who was alone is not any more for a minute after somebody else has spoken.
-	q, clk = testQueue(80, 128)
+	q, clk := testQueue(80, 128)
 	fill(q, of("B", 1), 1)
 	q.done(q.lines[of("B", 1)])
 	if got := fill(q, of("A", 1), 100); got == 80 {

@@ -37,7 +37,7 @@ func StartBouncer(t testing.TB, s *Server, mode string, settings ...string) *Bou
 		t.Skip(err)
 	}
 	port := freePort(t)
-	dir, err := os.MkdirTemp(s.dir, "bouncer-")
+	dir, err := os.MkdirTemp(s.dir, "bouncer-") //nolint:usetesting // another user must reach it
 	if err != nil {
 		t.Fatalf("making a folder for PgBouncer: %v", err)
 	}
@@ -53,7 +53,7 @@ func StartBouncer(t testing.TB, s *Server, mode string, settings ...string) *Bou
 			t.Fatalf("writing the settings of PgBouncer: %v", err)
 		}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // its user is another one
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	output, err := os.Create(filepath.Join(dir, "log"))
@@ -61,7 +61,7 @@ func StartBouncer(t testing.TB, s *Server, mode string, settings ...string) *Bou
 		t.Fatal(err)
 	}
 	defer func() { _ = output.Close() }()
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, filepath.Join(dir, "config")) //nolint:gosec // found above
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, filepath.Join(dir, "config"))
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.account}
 	if err := cmd.Start(); err != nil {

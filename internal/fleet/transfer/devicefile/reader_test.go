@@ -93,8 +93,10 @@ func TestReader(t *testing.T) {
 		"an array":                    {text: ` [{"deviceName":"a"}]`, want: []string{"the file is a JSON array: write one object a line (jq -c '.[]' FILE)"}},
 		"nothing at all, as objects":  {text: " \n", format: NDJSON},
 		"null": {text: `{"deviceName":"a","disabled":null,"version":null,"reported":null,"desired":null}` + "\n" + `{"deviceName":"b","version":7,"reported":{"x":1},"desired":null}` + "\n" +
-			`{"deviceName":null}` + "\n" + `{"deviceName":"c","disabled":null,"disabled":true}`, want: []string{"a false", `b false v7 reported={"x":1} desired=`,
-			"line 3: deviceName: it is not a string", `line 4: device "c": the key "disabled" stands there twice`}},
+			`{"deviceName":null}` + "\n" + `{"deviceName":"c","disabled":null,"disabled":true}`, want: []string{
+			"a false", `b false v7 reported={"x":1} desired=`,
+			"line 3: deviceName: it is not a string", `line 4: device "c": the key "disabled" stands there twice`,
+		}},
 		"versions without room": {text: "deviceName,version\na,9223372036854775807\nb,9007199254740992\nc,9007199254740991\n", want: []string{
 			`line 2: device "a": version: it is no whole number from 0 to 9007199254740991`,
 			`line 3: device "b": version: it is no whole number from 0 to 9007199254740991`, "c false v9007199254740991 reported= desired=",
