@@ -155,7 +155,7 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			"a product whose ID belongs to another namespace", task().In(conflict), "spec.productID", v1alpha1.CauseProductNotReady,
-			fmt.Sprintf(`Product "late" is not Ready: ProductIDConflict: spec.productID: %q belongs to a Product of another namespace, which is older.`, id),
+			fmt.Sprintf(`Product "late" is not Ready: ProductIDConflict: spec.productID: %q belongs to another namespace.`, id),
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

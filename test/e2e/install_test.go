@@ -98,6 +98,13 @@ func (m *process) wantNothingForbidden(t *testing.T) {
 // the manifests give it.
 func asShipped(t *testing.T, serviceAccount string) []byte {
 	t.Helper()
+	shipRights(t)
+	return impersonate(t, testenv.Start(t).KubeConfig, serviceAccount)
+}
+
+// shipRights applies what the manifests say of rights.
+func shipRights(t *testing.T) {
+	t.Helper()
 	env := testenv.Start(t)
 	shipped.Do(func() {
 		kubectl(t, env.KubeConfig, "apply", "--server-side", "-f", filepath.Join("..", "..", "config", "default", "namespace.yaml"))
@@ -105,7 +112,6 @@ func asShipped(t *testing.T, serviceAccount string) []byte {
 			kubectl(t, env.KubeConfig, "apply", "--server-side", "-k", filepath.Join("..", "..", "config", part))
 		}
 	})
-	return impersonate(t, env.KubeConfig, serviceAccount)
 }
 
 // shipped is done once for all tests of the package: they have one control plane.
@@ -115,6 +121,7 @@ var shipped sync.Once
 // does where a Product has a fleet in a database.
 func mayReadDatabases(t *testing.T, namespace string) {
 	t.Helper()
+	shipRights(t)
 	binding := &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "batchtask-database-reader"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "batchtask-database-reader"},
