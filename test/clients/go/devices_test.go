@@ -3,6 +3,7 @@ package clients
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"testing"
 
 	"github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud/common"
@@ -133,8 +134,11 @@ func TestRefusedOfDevices(t *testing.T) {
 			return err
 		}
 	}
+	calls := 0
 	published := func(r *iotcloud.PublishMessageRequest) func(*iotcloud.Client) error {
 		return func(c *iotcloud.Client) error {
+			calls++ // an equal call in the same second has the same signature
+			r.Payload = common.StringPtr(fmt.Sprint("message ", calls))
 			_, err := c.PublishMessage(r)
 			return err
 		}
