@@ -96,6 +96,13 @@ func (p *tap) evidence() (published, acked map[string]int) {
 	return maps.Clone(p.published), maps.Clone(p.acked)
 }
 
+// devices returns of how many topics an acknowledgement has passed.
+func (p *tap) devices() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.acked)
+}
+
 // await waits until n acknowledgements have passed.
 func (p *tap) await(t *testing.T, n int) {
 	t.Helper()
