@@ -68,7 +68,7 @@ func (s *dbSite) putURL(url string) {
 }
 
 // ready waits until tasks may run, or may not, for this reason.
-func (s *dbSite) ready(is metav1.ConditionStatus, reason, message string) {
+func (s *site) ready(is metav1.ConditionStatus, reason, message string) {
 	s.t.Helper()
 	eventually(s.t, "the product to have Ready="+string(is), func() (bool, string) {
 		p := &v1alpha1.Product{}

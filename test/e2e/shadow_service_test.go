@@ -47,6 +47,7 @@ func TestShadowServiceFailsOver(t *testing.T) {
 	standby = replica()
 	startManager(t, broker.URL())
 
+	s.ready(metav1.ConditionTrue, v1alpha1.ReasonProductReady, "") // before, nobody has its ID
 	fleet := speak(t, broker.URL(), s.product, names(devices))
 	var done atomic.Int64
 	var all sync.WaitGroup
